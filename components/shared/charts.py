@@ -1,0 +1,369 @@
+"""Charts as inline SVG: deterministic, readable on light and dark pages, and safe with untrusted labels.
+
+A chart is drawn by matplotlib in placeholder colours, which are then replaced by CSS variables of the page
+(`report.css`), so that one SVG serves both colour schemes; away from the page each variable falls back to its light
+colour. Series differ by dash and marker as well as by colour. Text stays text (selectable, read aloud, XML-escaped) and
+is never read as mathematics. Every id carries a digest of the chart, so that many charts can share a page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from components.shared.errors import PlumblineError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Panel", "Series", "svg_bars", "svg_histogram", "svg_line", "svg_panels"]
+
+# Placeholder drawn by matplotlib -> (CSS variable, its light colour). Series colours: Okabe and Ito's, safe for
+# colour-blind readers.
+_COLOURS = {
+    "#010101": ("--ink", "#1c2733"),
+    "#020202": ("--muted", "#5b6b7b"),
+    "#030303": ("--grid", "#dde3ea"),
+    "#040404": ("--surface", "#ffffff"),
+    "#0a0101": ("--series-1", "#0072b2"),
+    "#0a0202": ("--series-2", "#c45500"),
+    "#0a0303": ("--series-3", "#00795a"),
+    "#0a0404": ("--series-4", "#a8437f"),
+    "#0a0505": ("--series-5", "#7a6a00"),
+    "#0a0606": ("--series-6", "#4b5a6a"),
+    "#0b0101": ("--good", "#12703c"),
+    "#0b0202": ("--bad", "#b3261e"),
+}
+_INK, _MUTED, _GRID, _SURFACE = "#010101", "#020202", "#030303", "#040404"
+_SERIES = [name for name in _COLOURS if name.startswith("#0a")]
+_GOOD, _BAD = "#0b0101", "#0b0202"
+_DASHES = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3))]
+_MARKERS = ["o", "s", "^", "D", "v", "P"]
+_WIDTH_INCHES = 8.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        name: What the legend calls it.
+        x: Positions, `(n,)`.
+        y: Values, `(n,)`; None and NaN leave a gap.
+        lower: Lower ends of the intervals, `(n,)`, or None.
+        upper: Upper ends of the intervals, `(n,)`, or None.
+        markers: Marks each point; for few points.
+        colour: Index of the series colour, by default its place in the chart.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    lower: Sequence[float | None] | None = None
+    upper: Sequence[float | None] | None = None
+    markers: bool = False
+    colour: int | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several charts that share their x axis.
+
+    Attributes:
+        y_label: What the y axis shows, with its unit.
+        series: The lines.
+        references: Horizontal lines by name, such as a target.
+        y_range: Fixed limits of the y axis.
+        height: In inches.
+    """
+
+    y_label: str
+    series: Sequence[Series]
+    references: Mapping[str, float] = field(default_factory=dict)
+    y_range: tuple[float, float] | None = None
+    height: float = 1.75
+
+
+def svg_line(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    references: Mapping[str, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    height: float = 2.7,
+    description: str | None = None,
+) -> Markup:
+    """A line chart.
+
+    Args:
+        series: The lines, each perhaps with an interval.
+        title: Shown above; also the accessible name.
+        x_label: With its unit.
+        y_label: With its unit.
+        references: Horizontal lines by name, such as `{"target": 2.5}`.
+        y_range: Fixed limits of the y axis.
+        height: In inches.
+        description: A sentence for screen readers beside the title.
+    """
+    panel = Panel(y_label, series, references or {}, y_range, height)
+    return svg_panels([panel], title=title, x_label=x_label, description=description)
+
+
+def svg_panels(panels: Sequence[Panel], *, title: str, x_label: str, description: str | None = None) -> Markup:
+    """Charts under one another that share their x axis: several units on one picture without several y axes."""
+    heights = [panel.height for panel in panels]
+    with _drawing():
+        figure = _figure(sum(heights) + 0.7)
+        grid: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
+        for axes, panel in zip(grid[:, 0], panels, strict=True):
+            _draw_panel(axes, panel)
+        grid[-1, 0].set_xlabel(x_label)
+        _set_title(figure, title)
+        return _to_svg(figure, title, description)
+
+
+def svg_bars(
+    labels: Sequence[str],
+    values: Sequence[float | None],
+    *,
+    title: str,
+    value_label: str,
+    lower: Sequence[float | None] | None = None,
+    upper: Sequence[float | None] | None = None,
+    limits: Sequence[float | None] | None = None,
+    limit_name: str = "limit",
+    reference: float | None = None,
+    reference_name: str = "",
+    value_range: tuple[float, float] | None = None,
+    points: bool = False,
+    description: str | None = None,
+) -> Markup:
+    """Horizontal bars (or points), one a label, with intervals and limits.
+
+    Args:
+        labels: Names, top to bottom.
+        values: A value a label; None says "no data".
+        title: Shown above; also the accessible name.
+        value_label: What the values are, with unit.
+        lower: Lower ends of intervals.
+        upper: Upper ends of intervals.
+        limits: A limit a label, drawn as a tick across its bar.
+        limit_name: What the legend calls the limits.
+        reference: One vertical line for all.
+        reference_name: What the legend calls it.
+        value_range: Fixed limits of the value axis.
+        points: Points instead of bars, for values whose zero means nothing (a win rate).
+        description: A sentence for screen readers beside the title.
+    """
+    with _drawing():
+        figure = _figure(0.34 * max(len(labels), 2) + 1.05)
+        axes: Any = figure.subplots()
+        rows = np.arange(len(labels))
+        _draw_bars(axes, rows, _numbers(values), lower, upper, points=points)
+        if limits is not None:
+            axes.plot(_numbers(limits), rows, "|", color=_BAD, markersize=15, markeredgewidth=2.2, label=limit_name)
+        if reference is not None:
+            axes.axvline(reference, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=reference_name, zorder=1)
+        axes.set_yticks(rows, list(labels))
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        if value_range is not None:
+            axes.set_xlim(*value_range)
+        axes.set_xlabel(value_label)
+        axes.grid(axis="x", color=_GRID, linewidth=0.8)
+        axes.tick_params(axis="y", length=0)
+        _legend(axes)
+        _set_title(figure, title)
+        return _to_svg(figure, title, description)
+
+
+def svg_histogram(
+    groups: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str = "count",
+    bins: int = 30,
+    references: Mapping[str, float] | None = None,
+    description: str | None = None,
+) -> Markup:
+    """Histograms over common bins, one outline a group; values that are not finite are left out.
+
+    Args:
+        groups: Values by name.
+        title: Shown above; also the accessible name.
+        x_label: With its unit.
+        y_label: What is counted.
+        bins: How many bins.
+        references: Vertical lines by name.
+        description: A sentence for screen readers beside the title.
+    """
+    finite = {name: _finite(values) for name, values in groups.items()}
+    pooled = np.concatenate([*finite.values(), np.empty(0)])
+    edges = np.histogram_bin_edges(pooled, bins=bins) if pooled.size else np.linspace(0.0, 1.0, bins + 1)
+    with _drawing():
+        figure = _figure(2.8)
+        axes: Any = figure.subplots()
+        for index, (name, values) in enumerate(finite.items()):
+            colour = _SERIES[index % len(_SERIES)]
+            counts = np.histogram(values, bins=edges)[0]
+            axes.stairs(counts, edges, fill=True, color=colour, alpha=0.18)
+            axes.stairs(counts, edges, color=colour, linewidth=1.6, linestyle=_DASHES[index % len(_DASHES)], label=name)
+        for name, value in (references or {}).items():
+            axes.axvline(value, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=name)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        _legend(axes)
+        _set_title(figure, title)
+        return _to_svg(figure, title, description)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for name, value in panel.references.items():
+        if math.isfinite(value):
+            axes.axhline(value, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=name, zorder=1)
+    for index, line in enumerate(panel.series):
+        _draw_series(axes, line, index if line.colour is None else line.colour)
+    axes.set_ylabel(panel.y_label)
+    axes.grid(color=_GRID, linewidth=0.8)
+    if panel.y_range is not None:
+        axes.set_ylim(*panel.y_range)
+    _legend(axes)
+
+
+def _draw_series(axes: Axes, line: Series, index: int) -> None:
+    if len(line.x) != len(line.y):
+        raise PlumblineError(f"{len(line.x)} positions for {len(line.y)} values.", where=f"chart series {line.name!r}")
+    colour = _SERIES[index % len(_SERIES)]
+    x, y = _numbers(line.x), _numbers(line.y)
+    marker = _MARKERS[index % len(_MARKERS)] if line.markers or np.isfinite(y).sum() == 1 else None
+    if line.lower is not None and line.upper is not None:
+        lower, upper = _numbers(line.lower), _numbers(line.upper)
+        if line.markers:
+            axes.vlines(x, lower, upper, color=colour, linewidth=1.4, alpha=0.8, zorder=2)
+        else:
+            axes.fill_between(x, lower, upper, color=colour, alpha=0.16, linewidth=0)
+    dashes: Any = _DASHES[index % len(_DASHES)]
+    axes.plot(
+        x, y, color=colour, linewidth=1.8, linestyle=dashes, marker=marker, markersize=5, label=line.name, zorder=3
+    )
+
+
+def _draw_bars(axes: Axes, rows: Any, values: Any, lower: Any, upper: Any, *, points: bool) -> None:
+    if points:
+        axes.plot(values, rows, "o", color=_SERIES[0], markersize=7, zorder=3)
+    else:
+        axes.barh(rows, np.nan_to_num(values), height=0.6, color=_SERIES[0], alpha=0.75, zorder=2)
+    if lower is not None and upper is not None:
+        axes.hlines(
+            rows, _numbers(lower), _numbers(upper), color=_SERIES[0] if points else _INK, linewidth=1.8, zorder=3
+        )
+    for row, value in zip(rows, values, strict=True):
+        if not math.isfinite(value):
+            axes.text(0.01, row, "no data", color=_MUTED, va="center", transform=axes.get_yaxis_transform())
+
+
+def _numbers(values: Sequence[float | None]) -> Any:
+    """Values as floats, `(n,)`; what is None or not finite becomes NaN, which matplotlib does not draw."""
+    array = np.array([math.nan if value is None else float(value) for value in values], dtype=float)
+    array[~np.isfinite(array)] = math.nan
+    return array
+
+
+def _finite(values: Sequence[float | None]) -> Any:
+    array = _numbers(values)
+    return array[np.isfinite(array)]
+
+
+def _drawing() -> Any:
+    """matplotlib's settings while a chart is drawn and written."""
+    import matplotlib
+
+    return matplotlib.rc_context(
+        {
+            "text.parse_math": False,
+            "text.usetex": False,
+            "axes.formatter.use_mathtext": False,
+            "axes.unicode_minus": True,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "plumbline",
+            "font.family": ["DejaVu Sans"],
+            "font.size": 9.5,
+            "axes.labelsize": 9,
+            "text.color": _INK,
+            "axes.labelcolor": _INK,
+            "axes.edgecolor": _MUTED,
+            "xtick.color": _MUTED,
+            "ytick.color": _MUTED,
+            "xtick.labelcolor": _INK,
+            "ytick.labelcolor": _INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+        }
+    )
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    return figure
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    for axes in figure.axes:
+        axes.patch.set_alpha(0.0)
+
+
+def _legend(axes: Axes) -> None:
+    """A legend to the right of the panel, where it hides no data; none for a single unnamed series."""
+    handles, labels = axes.get_legend_handles_labels()
+    if any(labels):
+        axes.legend(
+            handles,
+            labels,
+            loc="upper left",
+            bbox_to_anchor=(1.005, 1.02),
+            frameon=False,
+            fontsize=8.5,
+            handlelength=2.6,
+        )
+
+
+def _to_svg(figure: Figure, title: str, description: str | None) -> Markup:
+    """The figure as an inline `<svg>`: no prolog, no metadata, no style sheet of its own, ids of its own."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    prefix = "c" + hashlib.sha256(svg.encode()).hexdigest()[:10]
+    svg = re.sub(r'(?<= )id="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    for placeholder, (variable, light) in _COLOURS.items():
+        svg = svg.replace(placeholder, f"var({variable}, {light})")
+    label = escape(f"{title}. {description}" if description else title)
+    svg = re.sub(r"<svg ", f'<svg role="img" aria-label="{_literal(str(label))}" ', svg, count=1)
+    return Markup('<figure class="chart">') + Markup(svg.strip()) + Markup("</figure>")  # noqa: S704 (escaped above)
+
+
+def _literal(replacement: str) -> str:
+    return replacement.replace("\\", "\\\\")

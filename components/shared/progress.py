@@ -1,0 +1,71 @@
+"""Progress of a step, told to whoever watches.
+
+A step runs in a process or pod of its own and cannot draw on the user's terminal. It appends small JSON events to the
+file named by `PLUMBLINE_PROGRESS`, which the local runner follows and draws; without that file, progress goes to the
+log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+__all__ = ["PROGRESS_VARIABLE", "report", "track"]
+
+PROGRESS_VARIABLE = "PLUMBLINE_PROGRESS"
+_SECONDS_BETWEEN_EVENTS = 0.2
+_SECONDS_BETWEEN_LOG_LINES = 10.0
+
+logger = logging.getLogger(__name__)
+_last_report: dict[str, float] = {}
+
+Item = TypeVar("Item")
+
+
+def report(label: str, done: int, total: int, **fields: float | str) -> None:
+    """Tells that `done` of `total` units of `label` are done.
+
+    Args:
+        label: What is being done, in a word or two.
+        done: Units done.
+        total: Units in all.
+        **fields: Figures worth showing beside the bar, e.g. `reward=0.3`.
+    """
+    path = os.environ.get(PROGRESS_VARIABLE)
+    interval = _SECONDS_BETWEEN_EVENTS if path else _SECONDS_BETWEEN_LOG_LINES
+    now = time.monotonic()
+    if done < total and now - _last_report.get(label, float("-inf")) < interval:
+        return
+    _last_report[label] = now
+    if path:
+        event = {"label": label, "done": done, "total": total, "fields": fields}
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+    else:
+        figures = "  ".join(f"{name} {_format(value)}" for name, value in fields.items())
+        logger.info("%s %d/%d %s", label, done, total, figures)
+
+
+def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
+    """Yields `items`, reporting progress after each.
+
+    Args:
+        items: What to go through.
+        label: What is being done.
+        total: How many there are; needed when `items` has no length.
+    """
+    if total is None:
+        if not isinstance(items, Sized):
+            raise TypeError("track() needs total= for an iterable without a length")
+        total = len(items)
+    for done, item in enumerate(items, start=1):
+        yield item
+        report(label, done, total)
+
+
+def _format(value: float | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

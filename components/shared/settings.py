@@ -1,0 +1,62 @@
+"""Strict settings: unknown keys are errors, and every error names its path in the YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.shared.errors import InputError
+
+__all__ = ["StrictModel", "load_settings", "parse_settings"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """Base of all settings: immutable, and a misspelt key is an error rather than a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def parse_settings(values: Any, model: type[Model], *, where: str) -> Model:
+    """Validates `values` against `model`.
+
+    Args:
+        values: Parsed YAML or JSON; None stands for an empty mapping.
+        model: The settings model.
+        where: What the values came from, for the error.
+
+    Raises:
+        InputError: One line per fault, each with its dotted path.
+    """
+    try:
+        return model.model_validate({} if values is None else values)
+    except ValidationError as error:
+        faults = "; ".join(_describe(fault) for fault in error.errors())
+        raise InputError(f"settings are not valid: {faults}.", where=where) from error
+
+
+def load_settings(path: str | Path, model: type[Model]) -> Model:
+    """Reads a YAML file into a settings model.
+
+    Raises:
+        InputError: The file is missing, is not YAML, or does not fit the model.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read settings: {error.strerror}.", where=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is not valid YAML: {error}.", where=str(path)) from error
+    return parse_settings(values, model, where=str(path))
+
+
+def _describe(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+    if fault["type"] == "extra_forbidden":
+        return f"{path}: unknown setting; check its spelling"
+    return f"{path}: {fault['msg']}, got {fault['input']!r}"
