@@ -172,10 +172,14 @@ def svg_bars(
         rows = np.arange(len(labels))
         _draw_bars(axes, rows, _numbers(values), lower, upper, points=points)
         if limits is not None:
-            axes.plot(_numbers(limits), rows, "|", color=_BAD, markersize=15, markeredgewidth=2.2, label=limit_name)
+            axes.plot(
+                _numbers(limits), rows, "|", color=_BAD, markersize=15, markeredgewidth=2.2, label=_label(limit_name)
+            )
         if reference is not None:
-            axes.axvline(reference, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=reference_name, zorder=1)
-        axes.set_yticks(rows, list(labels))
+            axes.axvline(
+                reference, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=_label(reference_name), zorder=1
+            )
+        axes.set_yticks(rows, [_label(label) for label in labels])
         axes.set_ylim(len(labels) - 0.4, -0.6)
         if value_range is not None:
             axes.set_xlim(*value_range)
@@ -218,9 +222,11 @@ def svg_histogram(
             colour = _SERIES[index % len(_SERIES)]
             counts = np.histogram(values, bins=edges)[0]
             axes.stairs(counts, edges, fill=True, color=colour, alpha=0.18)
-            axes.stairs(counts, edges, color=colour, linewidth=1.6, linestyle=_DASHES[index % len(_DASHES)], label=name)
+            axes.stairs(
+                counts, edges, color=colour, linewidth=1.6, linestyle=_DASHES[index % len(_DASHES)], label=_label(name)
+            )
         for name, value in (references or {}).items():
-            axes.axvline(value, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=name)
+            axes.axvline(value, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=_label(name))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
@@ -232,7 +238,7 @@ def svg_histogram(
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     for name, value in panel.references.items():
         if math.isfinite(value):
-            axes.axhline(value, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=name, zorder=1)
+            axes.axhline(value, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=_label(name), zorder=1)
     for index, line in enumerate(panel.series):
         _draw_series(axes, line, index if line.colour is None else line.colour)
     axes.set_ylabel(panel.y_label)
@@ -256,7 +262,15 @@ def _draw_series(axes: Axes, line: Series, index: int) -> None:
             axes.fill_between(x, lower, upper, color=colour, alpha=0.16, linewidth=0)
     dashes: Any = _DASHES[index % len(_DASHES)]
     axes.plot(
-        x, y, color=colour, linewidth=1.8, linestyle=dashes, marker=marker, markersize=5, label=line.name, zorder=3
+        x,
+        y,
+        color=colour,
+        linewidth=1.8,
+        linestyle=dashes,
+        marker=marker,
+        markersize=5,
+        label=_label(line.name),
+        zorder=3,
     )
 
 
@@ -355,15 +369,24 @@ def _to_svg(figure: Figure, title: str, description: str | None) -> Markup:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     prefix = "c" + hashlib.sha256(svg.encode()).hexdigest()[:10]
-    svg = re.sub(r'(?<= )id="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
-    for placeholder, (variable, light) in _COLOURS.items():
-        svg = svg.replace(placeholder, f"var({variable}, {light})")
+    svg = re.sub(r"<[a-z][^>]*>", lambda tag: _adapt_tag(tag.group(), prefix), svg)
     label = escape(f"{title}. {description}" if description else title)
-    svg = re.sub(r"<svg ", f'<svg role="img" aria-label="{_literal(str(label))}" ', svg, count=1)
-    return Markup('<figure class="chart">') + Markup(svg.strip()) + Markup("</figure>")  # noqa: S704 (escaped above)
+    opening = Markup('<figure class="chart"><svg role="img" aria-label="{}"').format(label)
+    return opening + Markup(svg.strip().removeprefix("<svg")) + Markup("</figure>")
 
 
-def _literal(replacement: str) -> str:
-    return replacement.replace("\\", "\\\\")
+def _adapt_tag(tag: str, prefix: str) -> str:
+    """Own ids and the page's colours, in one tag; text between tags is left as it is."""
+    tag = re.sub(r'(?<= )id="([^"]+)"', rf'id="{prefix}-\1"', tag)
+    tag = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", tag)
+    tag = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', tag)
+    for placeholder, (variable, light) in _COLOURS.items():
+        tag = tag.replace(placeholder, f"var({variable}, {light})")
+    return tag
+
+
+def _label(text: str, longest: int = 44) -> str:
+    """A name that fits beside a chart; matplotlib would leave names with a leading underscore out of the legend."""
+    text = " ".join(text.split())
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return "\u200b" + text if text.startswith("_") else text
