@@ -78,7 +78,8 @@ def write_artifact(
     """Writes an artifact folder: all of it appears at `path`, or nothing does.
 
     Args:
-        path: Where the artifact shall be; an empty folder there is replaced.
+        path: Where the artifact shall be. An empty folder there, or an artifact of the same kind (a retried step writes
+            again), is replaced; anything else is left alone.
         kind: One of the kinds of docs/architecture.md.
         inputs: Digest of each input artifact, by name.
         settings: The settings that made it (JSON values).
@@ -88,11 +89,10 @@ def write_artifact(
         A draft whose folder becomes the artifact when the block ends without an error.
 
     Raises:
-        ArtifactError: `path` already holds something.
+        ArtifactError: `path` already holds something else.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ArtifactError("something is already there.", where=str(path), hint="Choose another output folder.")
+    _require_replaceable(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -120,9 +120,7 @@ def write_artifact(
         )
         _sync_tree(aside)
         os.chmod(aside, 0o755)
-        if path.exists():
-            path.rmdir()
-        os.rename(aside, path)
+        _put_in_place(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -153,6 +151,24 @@ def read_artifact(path: str | Path, kind: str | tuple[str, ...]) -> Artifact:
 def content_digest(kind: str, files: Mapping[str, str]) -> str:
     """Digest of an artifact's content: its kind and the sha256 of each file, and nothing that varies by run."""
     return digest_of({"kind": kind, "files": dict(files)})
+
+
+def _require_replaceable(path: Path, kind: str) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / MANIFEST).is_file() or read_json(path / MANIFEST).get("kind") != kind:
+        raise ArtifactError("something else is already there.", where=str(path), hint="Choose another output folder.")
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Renames; a folder that is replaced stays whole beside it until the new one is in place."""
+    if not path.exists():
+        os.rename(aside, path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.rename(path, old)
+    os.rename(aside, path)
+    shutil.rmtree(old)
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

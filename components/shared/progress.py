@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-__all__ = ["PROGRESS_VARIABLE", "report", "track"]
+__all__ = ["PROGRESS_VARIABLE", "announce", "report", "track"]
 
 PROGRESS_VARIABLE = "PLUMBLINE_PROGRESS"
 _SECONDS_BETWEEN_EVENTS = 0.2
@@ -42,9 +42,7 @@ def report(label: str, done: int, total: int, **fields: float | str) -> None:
         return
     _last_report[label] = now
     if path:
-        event = {"label": label, "done": done, "total": total, "fields": fields}
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        _append(path, {"event": "progress", "label": label, "done": done, "total": total, "fields": fields})
     else:
         figures = "  ".join(f"{name} {_format(value)}" for name, value in fields.items())
         logger.info("%s %d/%d %s", label, done, total, figures)
@@ -65,6 +63,20 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
     for done, item in enumerate(items, start=1):
         yield item
         report(label, done, total)
+
+
+def announce(stage: str, state: str, **fields: str) -> None:
+    """Tells that a step `started`, `finished` or `failed`."""
+    if path := os.environ.get(PROGRESS_VARIABLE):
+        _append(path, {"event": state, "stage": stage, "time": time.time(), **fields})
+    elif state != "failed":  # a failure is raised, and logged by whoever catches it
+        logger.info("%s %s", stage, state)
+
+
+def _append(path: str, event: dict[str, object]) -> None:
+    """One write call a line: lines of several processes never mix."""
+    with open(path, "ab", buffering=0) as file:
+        file.write((json.dumps(event) + "\n").encode())
 
 
 def _format(value: float | str) -> str:

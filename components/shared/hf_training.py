@@ -1,0 +1,345 @@
+"""What the stages that train through Hugging Face's `Trainer` share.
+
+A run is a function of its inputs, settings and seed: batches are drawn from (seed, epoch) alone, so that a run that was killed and
+resumed ends at the same weights. SIGTERM finishes the step, saves and exits 143; a half-trained model never looks finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from components.shared.artifacts import MANIFEST
+from components.shared.errors import InputError, PlumblineError
+from components.shared.files import digest_of, read_json, sha256_file
+from components.shared.hf_checkpoints import TrainingFolder, latest_checkpoint, seal_checkpoint
+from components.shared.models import pick_device, pick_dtype
+from components.shared.progress import report
+from components.shared.training_settings import TrainingSettings
+
+__all__ = [
+    "EXIT_TERMINATED",
+    "EpochSampler",
+    "LengthGroupedBatches",
+    "Termination",
+    "fit_answer",
+    "graceful_termination",
+    "lora_config",
+    "model_source_digest",
+    "train_to_end",
+    "training_arguments",
+    "weights_dtype",
+]
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
+"""The exit status by which shells and Kubernetes know a process that SIGTERM ended."""
+
+_SORTING_WINDOW_BATCHES = 50
+
+logger = logging.getLogger(__name__)
+
+
+# --- termination -----------------------------------------------------------------------------------------------------
+
+
+class Termination:
+    """A SIGTERM that was received.
+
+    Attributes:
+        requested: Whether one was.
+        deferred: Set while a trainer runs that will look at `requested` after its step; otherwise the process exits at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.deferred = False
+
+    def receive(self, *_: Any) -> None:
+        """The signal handler; a second signal does not wait for the step."""
+        if self.requested or not self.deferred:
+            self.exit()
+        self.requested = True
+        logger.warning("SIGTERM: finishing the step, then saving.")
+
+    def exit(self) -> NoReturn:
+        """Leaves the process with the status of a terminated one."""
+        raise SystemExit(EXIT_TERMINATED)
+
+
+@contextmanager
+def graceful_termination() -> Iterator[Termination]:
+    """Handles SIGTERM inside the block. Only a process's main thread can; elsewhere the signal keeps its usual effect."""
+    termination = Termination()
+    if threading.current_thread() is not threading.main_thread():
+        yield termination
+        return
+    previous = signal.signal(signal.SIGTERM, termination.receive)
+    try:
+        yield termination
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def weights_dtype(settings: TrainingSettings) -> torch.dtype:
+    """Number type in which the model is loaded for training; see `TrainingSettings.dtype`."""
+    if settings.dtype == "auto":
+        return pick_dtype(pick_device()) if settings.parameterisation == "lora" else torch.float32
+    return torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+
+
+def training_arguments(settings: TrainingSettings, *, folder: TrainingFolder, seed: int) -> dict[str, Any]:
+    """Keyword arguments that every TRL config of ours has in common.
+
+    No telemetry, no reporting integration, no worker processes; bfloat16 arithmetic only where the device has it (TRL's own
+    default turns it on everywhere); a NaN loss is shown rather than replaced by an average.
+    """
+    device = pick_device()
+    autocast = settings.dtype == "auto" and pick_dtype(device) == torch.bfloat16
+    on_gpu = device.type == "cuda"
+    checkpointing = settings.gradient_checkpointing
+    return {
+        "output_dir": str(folder.path),
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "warmup_steps": settings.warmup_fraction,
+        "lr_scheduler_type": settings.scheduler,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": on_gpu if checkpointing is None else checkpointing,
+        "bf16": autocast,
+        "use_cpu": not on_gpu,
+        "seed": seed,
+        "logging_steps": settings.log_every_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if folder.durable else "no",
+        "save_steps": settings.save_every_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+    }
+
+
+def lora_config(settings: TrainingSettings, *, task_type: str) -> Any:
+    """peft's LoRA settings, or None for full fine-tuning.
+
+    Args:
+        settings: The stage's settings.
+        task_type: peft's name of the task; `SEQ_CLS` is what makes it train the new score head as well.
+    """
+    if settings.parameterisation == "full":
+        return None
+    from peft import LoraConfig
+
+    lora = settings.lora
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type=task_type,
+    )
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def fit_answer(
+    prompt_ids: list[int], response_ids: list[int], settings: TrainingSettings, *, where: str
+) -> tuple[list[int], bool]:
+    """The answer within `max_tokens`: its end, with EOS, is cut.
+
+    Returns:
+        The token ids that fit, and whether anything was cut.
+
+    Raises:
+        InputError: It does not fit and the settings say so, or the prompt leaves no room for any answer.
+    """
+    room = settings.max_tokens - len(prompt_ids)
+    if room < 1:
+        raise InputError(
+            f"the prompt has {len(prompt_ids)} tokens and max_tokens is {settings.max_tokens}: no room for an answer.",
+            where=where,
+            hint="Raise max_tokens or drop the record.",
+        )
+    if len(response_ids) <= room:
+        return response_ids, False
+    if settings.overlong == "error":
+        raise InputError(
+            f"prompt and answer have {len(prompt_ids) + len(response_ids)} tokens, max_tokens is {settings.max_tokens}.",
+            where=where,
+            hint="Raise max_tokens, drop the record, or set overlong: truncate.",
+        )
+    return response_ids[:room], True
+
+
+class EpochSampler(Sampler[int]):
+    """Batches of like length, in an order that depends on seed and epoch only.
+
+    Shuffled examples are sorted by length inside windows of 50 batches, and the batches are shuffled again, so that
+    little is padded and no epoch goes from long to short.
+
+    Args:
+        lengths: Tokens of each example.
+        batch_size: Examples a batch.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of an epoch; the trainer calls it."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        window = self._batch_size * _SORTING_WINDOW_BATCHES
+        batches = []
+        for start in range(0, len(order), window):
+            alike = sorted(order[start : start + window], key=self._lengths.__getitem__)
+            batches += [alike[i : i + self._batch_size] for i in range(0, len(alike), self._batch_size)]
+        full = [batch for batch in batches if len(batch) == self._batch_size]
+        rest = [batch for batch in batches if len(batch) < self._batch_size]
+        shuffled = [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
+        return (index for batch in shuffled + rest for index in batch)
+
+
+class LengthGroupedBatches:
+    """Mix-in of a Trainer: its training batches come from `EpochSampler`."""
+
+    args: TrainingArguments
+    train_dataset: Any
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return EpochSampler(_lengths(dataset), self.args.per_device_train_batch_size, self.args.seed)
+
+
+def _lengths(dataset: Dataset) -> list[int]:
+    columns = [name for name in ("input_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
+    return [max(map(len, row)) for row in zip(*(dataset[name] for name in columns), strict=True)]
+
+
+def model_source_digest(source: str, model: Any) -> str:
+    """What training starts from: an artifact's digest, else a digest of a folder's files, else a hub id and its commit."""
+    folder = Path(source)
+    if (folder / MANIFEST).is_file():
+        return read_json(folder / MANIFEST)["digest"]
+    if folder.is_dir():
+        files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+        return digest_of({str(file.relative_to(folder)): sha256_file(file) for file in files})
+    return digest_of({"hub": source, "commit": getattr(model.config, "_commit_hash", None)})
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def train_to_end(
+    trainer: Trainer, *, folder: TrainingFolder, label: str, run: Any, termination: Termination
+) -> list[dict[str, Any]]:
+    """Trains, from the newest whole checkpoint if there is one, to the last step or not at all.
+
+    Args:
+        trainer: A Hugging Face trainer.
+        folder: Where its checkpoints are.
+        label: What the progress is reported under.
+        run: The stage's tracking run.
+        termination: Of the surrounding `graceful_termination` block.
+
+    Returns:
+        The log: one row a logged step, `step, epoch, loss, learning_rate, ...`.
+
+    Raises:
+        SystemExit: SIGTERM came; status 143.
+        PlumblineError: The loss is not finite, or training ended before its last step.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_StageCallback(label, run, termination, durable=folder.durable))
+    checkpoint = latest_checkpoint(folder.path)
+    if checkpoint is not None:
+        logger.info("Resuming from %s.", checkpoint)
+    termination.deferred = True
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        termination.deferred = False
+    if termination.requested:
+        termination.exit()
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        raise PlumblineError(f"training ended at step {state.global_step} of {state.max_steps}.", where=label)
+    return [_finite_row(row) for row in state.log_history if "train_runtime" not in row]
+
+
+class _StageCallback(TrainerCallback):
+    def __init__(self, label: str, run: Any, termination: Termination, *, durable: bool) -> None:
+        self._label = label
+        self._run = run
+        self._termination = termination
+        self._durable = durable
+        self._loss: dict[str, float] = {}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        report(self._label, state.global_step, state.max_steps, **self._loss)
+        if self._termination.requested:
+            control.should_save = self._durable
+            control.should_training_stop = True
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(figures.get(name, 0.0)):
+                raise PlumblineError(
+                    f"{name} is {figures[name]} at step {state.global_step}.",
+                    where=self._label,
+                    hint="Lower learning_rate or raise warmup_fraction.",
+                )
+        if "loss" in figures:
+            self._loss = {"loss": figures["loss"]}
+        self._run.log_metrics(
+            {name: value for name, value in figures.items() if math.isfinite(value)}, step=state.global_step
+        )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def _finite_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }

@@ -1,0 +1,214 @@
+"""MLflow tracking: one run per step, under the one run of the pipeline.
+
+Which run is the parent is environment, not a parameter, so that it never changes a cache key:
+
+- `MLFLOW_RUN_ID` set: Kubeflow Pipelines opened a run for this task, and the step joins it;
+- otherwise the step opens a run of its own under the run tagged with `PLUMBLINE_RUN_ID` (created by whichever step comes first);
+- no `MLFLOW_TRACKING_URI`: metrics go to the log, and training goes on.
+
+A tracking server that fails in the middle of a step never costs a trained model: the failure is logged and the step goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.shared.progress import announce
+
+__all__ = ["StageRun", "close_pipeline_run", "pipeline_run_id", "stage_run"]
+
+logger = logging.getLogger(__name__)
+
+_RUN_TAG = "plumbline.run_id"
+_STAGE_TAG = "plumbline.stage"
+_PARAM_LIMIT = 6000  # MLflow cuts longer values
+
+
+class StageRun:
+    """What a step logs to. Every method is safe to call whether or not there is a tracking server."""
+
+    def __init__(self, client: Any | None, run_id: str | None) -> None:
+        self._client = client
+        self.run_id = run_id
+
+    def log_metrics(self, metrics: Mapping[str, float | int | None], step: int | None = None) -> None:
+        """Logs finite numbers; None is skipped, NaN and infinity are logged as a warning."""
+        finite = {}
+        for name, value in metrics.items():
+            if value is not None and math.isfinite(value):
+                finite[name] = float(value)
+            elif value is not None:
+                logger.warning("metric %s is %s at step %s", name, value, step)
+        if self._client is None:
+            logger.debug("metrics at step %s: %s", step, finite)
+            return
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        rows = [Metric(name, value, now, step or 0) for name, value in finite.items()]
+        with _never_fatal("log metrics"):
+            self._client.log_batch(self.run_id, metrics=rows)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Logs parameters; nested mappings become dotted names."""
+        if self._client is None:
+            return
+        from mlflow.entities import Param
+
+        rows = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in _flatten(params)]
+        with _never_fatal("log parameters"):
+            for start in range(0, len(rows), 100):
+                self._client.log_batch(self.run_id, params=rows[start : start + 100])
+
+    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
+        """Uploads a file, or a folder with all in it."""
+        if self._client is None:
+            return
+        with _never_fatal(f"upload {path}"):
+            if Path(path).is_dir():
+                self._client.log_artifacts(self.run_id, str(path), artifact_path)
+            else:
+                self._client.log_artifact(self.run_id, str(path), artifact_path)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags on the step's run."""
+        if self._client is None:
+            return
+        with _never_fatal("set tags"):
+            for name, value in tags.items():
+                self._client.set_tag(self.run_id, name, value)
+
+
+@contextlib.contextmanager
+def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: int | None = None) -> Iterator[StageRun]:
+    """Opens the step's MLflow run and closes it with the step's outcome; tells watchers that the step started and ended.
+
+    Args:
+        stage: The step's name.
+        settings: Its settings, logged as parameters.
+        seed: Its seed.
+
+    Yields:
+        The run to log to.
+    """
+    _configure_logging()
+    announce(stage, "started")
+    run = _open_stage_run(stage)
+    run.log_params({**(settings or {}), **({} if seed is None else {"seed": seed})})
+    try:
+        yield run
+    except BaseException as error:
+        announce(stage, "failed", error=str(error) or type(error).__name__)
+        run.set_tags({"plumbline.error": "".join(traceback.format_exception_only(error)).strip()[:5000]})
+        _end(run, "FAILED")
+        raise
+    _end(run, "FINISHED")
+    announce(stage, "finished")
+
+
+def pipeline_run_id() -> str | None:
+    """MLflow id of the pipeline's run, opened if it does not exist yet; None without a tracking server."""
+    name = os.environ.get("PLUMBLINE_RUN_ID")
+    if not (os.environ.get("MLFLOW_TRACKING_URI") and name):
+        return None
+    client, experiment = _client_and_experiment()
+    found = client.search_runs([experiment], f"tags.`{_RUN_TAG}` = '{name}' and tags.`{_STAGE_TAG}` = 'pipeline'")
+    if found:
+        return found[0].info.run_id
+    tags = {_RUN_TAG: name, _STAGE_TAG: "pipeline", "mlflow.runName": name}
+    return client.create_run(experiment, tags=tags).info.run_id
+
+
+def close_pipeline_run(status: str) -> None:
+    """Ends the pipeline's MLflow run, and any of its steps' runs that a killed step left open.
+
+    Args:
+        status: `SUCCEEDED`, or how the pipeline failed.
+    """
+    with _never_fatal("close the pipeline's run"):
+        parent = pipeline_run_id()
+        if parent is None:
+            return
+        client, experiment = _client_and_experiment()
+        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+        for run in children:
+            if run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")
+        client.set_terminated(parent, "FINISHED" if status == "SUCCEEDED" else "FAILED")
+
+
+def _open_stage_run(stage: str) -> StageRun:
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return StageRun(None, None)
+    with _never_fatal("open a run"):
+        client, experiment = _client_and_experiment()
+        if joined := os.environ.get("MLFLOW_RUN_ID"):
+            return StageRun(client, joined)
+        tags = {_STAGE_TAG: stage, "mlflow.runName": stage}
+        if parent := pipeline_run_id():
+            tags |= {"mlflow.parentRunId": parent, _RUN_TAG: os.environ["PLUMBLINE_RUN_ID"]}
+        return StageRun(client, client.create_run(experiment, tags=tags).info.run_id)
+    return StageRun(None, None)
+
+
+def _client_and_experiment() -> tuple[Any, str]:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return client, given
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "plumbline")
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client, client.create_experiment(name)
+        except MlflowException:  # another step created it between the two calls
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return client, found.experiment_id
+
+
+def _end(run: StageRun, status: str) -> None:
+    if run._client is None or os.environ.get("MLFLOW_RUN_ID"):
+        return  # a run that KFP opened is KFP's to close
+    with _never_fatal("end the run"):
+        run._client.set_terminated(run.run_id, status)
+
+
+@contextlib.contextmanager
+def _never_fatal(what: str) -> Iterator[None]:
+    """A tracking failure is reported, and training goes on."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        logger.warning("MLflow: could not %s: %s", what, error)
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
+
+
+def _configure_logging() -> None:
+    """One plain log line a record, unless the process has configured logging itself; libraries stay at warnings."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("components").setLevel(logging.INFO)
