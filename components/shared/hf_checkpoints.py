@@ -1,8 +1,9 @@
 """Resumable checkpoints of a Hugging Face trainer: a checkpoint counts only when it is whole.
 
-Transformers writes a checkpoint file by file and takes the highest number for the newest, finished or not. Here a checkpoint is
-sealed by a manifest of its files' hashes, written last; what has no valid seal is removed before training goes on. The folder
-is named by a digest of everything that shapes the run, so that a retry finds its own work and nobody else's.
+Transformers writes a checkpoint file by file and takes the highest number for the newest, finished or not. Here a
+checkpoint is sealed by a manifest of its files' hashes, written last; what has no valid seal is removed before training
+goes on. The folder is named by a digest of everything that shapes the run, so that a retry finds its own work and
+nobody else's.
 """
 
 from __future__ import annotations

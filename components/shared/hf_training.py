@@ -1,7 +1,8 @@
 """What the stages that train through Hugging Face's `Trainer` share.
 
-A run is a function of its inputs, settings and seed: batches are drawn from (seed, epoch) alone, so that a run that was killed and
-resumed ends at the same weights. SIGTERM finishes the step, saves and exits 143; a half-trained model never looks finished.
+A run is a function of its inputs, settings and seed: batches are drawn from (seed, epoch) alone, so that a run that was
+killed and resumed ends at the same weights. SIGTERM finishes the step, saves and exits 143; a half-trained model never
+looks finished.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 """The exit status by which shells and Kubernetes know a process that SIGTERM ended."""
 
 _SORTING_WINDOW_BATCHES = 50
+_TIMING_SUFFIXES = ("_runtime", "_per_second")
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ class Termination:
 
     Attributes:
         requested: Whether one was.
-        deferred: Set while a trainer runs that will look at `requested` after its step; otherwise the process exits at once.
+        deferred: Set while a trainer runs that will look at `requested` after its step; otherwise the process exits at
+            once.
     """
 
     def __init__(self) -> None:
@@ -79,7 +82,7 @@ class Termination:
 
 @contextmanager
 def graceful_termination() -> Iterator[Termination]:
-    """Handles SIGTERM inside the block. Only a process's main thread can; elsewhere the signal keeps its usual effect."""
+    """Handles SIGTERM inside the block; outside a process's main thread the signal keeps its usual effect."""
     termination = Termination()
     if threading.current_thread() is not threading.main_thread():
         yield termination
@@ -104,8 +107,8 @@ def weights_dtype(settings: TrainingSettings) -> torch.dtype:
 def training_arguments(settings: TrainingSettings, *, folder: TrainingFolder, seed: int) -> dict[str, Any]:
     """Keyword arguments that every TRL config of ours has in common.
 
-    No telemetry, no reporting integration, no worker processes; bfloat16 arithmetic only where the device has it (TRL's own
-    default turns it on everywhere); a NaN loss is shown rather than replaced by an average.
+    No telemetry, no reporting integration, no worker processes; bfloat16 arithmetic only where the device has it (TRL's
+    own default turns it on everywhere); a NaN loss is shown rather than replaced by an average.
     """
     device = pick_device()
     autocast = settings.dtype == "auto" and pick_dtype(device) == torch.bfloat16
@@ -183,7 +186,7 @@ def fit_answer(
         return response_ids, False
     if settings.overlong == "error":
         raise InputError(
-            f"prompt and answer have {len(prompt_ids) + len(response_ids)} tokens, max_tokens is {settings.max_tokens}.",
+            f"prompt and answer have {len(prompt_ids) + len(response_ids)} tokens, max_tokens {settings.max_tokens}.",
             where=where,
             hint="Raise max_tokens, drop the record, or set overlong: truncate.",
         )
@@ -246,7 +249,7 @@ def _lengths(dataset: Dataset) -> list[int]:
 
 
 def model_source_digest(source: str, model: Any) -> str:
-    """What training starts from: an artifact's digest, else a digest of a folder's files, else a hub id and its commit."""
+    """What training starts from: an artifact's digest, else one of a folder's files, else of a hub id and its commit."""
     folder = Path(source)
     if (folder / MANIFEST).is_file():
         return read_json(folder / MANIFEST)["digest"]
@@ -293,7 +296,7 @@ def train_to_end(
     state = trainer.state
     if state.global_step < state.max_steps:
         raise PlumblineError(f"training ended at step {state.global_step} of {state.max_steps}.", where=label)
-    return [_finite_row(row) for row in state.log_history if "train_runtime" not in row]
+    return [_history_row(row) for row in state.log_history if "train_runtime" not in row]
 
 
 class _StageCallback(TrainerCallback):
@@ -336,10 +339,13 @@ class _StageCallback(TrainerCallback):
         )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        seal_checkpoint(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
-def _finite_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _history_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the log without times, which differ between equal runs, and numbers that JSON has no word for."""
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+        if not name.endswith(_TIMING_SUFFIXES)
     }

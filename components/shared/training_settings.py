@@ -1,4 +1,4 @@
-"""Settings that every Hugging Face training stage shares: how long, how fast, in which numbers, and how often it is saved."""
+"""Settings that every Hugging Face training stage shares: how long, how fast, in which numbers, how often saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ __all__ = ["LoRASettings", "TrainingSettings"]
 class LoRASettings(StrictModel):
     """Low-rank adapters (Hu et al. 2021); used when `parameterisation` is `lora`."""
 
-    rank: int = Field(32, ge=1, description="Rank of each update; 16 to 64 is enough for fine-tuning sets of usual size.")
+    rank: int = Field(
+        32, ge=1, description="Rank of each update; 16 to 64 is enough for fine-tuning sets of usual size."
+    )
     alpha: float = Field(64.0, gt=0, description="The update is scaled by alpha / rank; twice the rank is customary.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
     target_modules: str | list[str] = Field(
@@ -28,14 +30,16 @@ class TrainingSettings(StrictModel):
     """Base of the training stages' settings."""
 
     epochs: float = Field(gt=0, description="Passes over the training split.")
-    learning_rate: float = Field(gt=0, description="AdamW's peak step size; adapters want about ten times that of full.")
+    learning_rate: float = Field(
+        gt=0, description="AdamW's peak step size; adapters want about ten times that of full."
+    )
     batch_size: int = Field(8, ge=1, description="Examples (pairs) in one forward pass on one device.")
     gradient_accumulation: int = Field(4, ge=1, description="Forward passes per optimizer step.")
     max_tokens: int = Field(1024, ge=2, description="Longest prompt and answer together, in tokens, EOS included.")
     overlong: Literal["truncate", "error"] = Field(
         "truncate",
-        description="What happens to an answer that does not fit: its end (with EOS) is cut and counted, or the stage stops. "
-        "A prompt that leaves no room for an answer always stops it.",
+        description="What happens to an answer that does not fit: its end (with EOS) is cut and counted, or the stage "
+        "stops. A prompt that leaves no room for an answer always stops it.",
     )
     warmup_fraction: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field("cosine", description="Shape of its decay.")
@@ -46,11 +50,11 @@ class TrainingSettings(StrictModel):
         description="Train all weights, or adapters that are merged at the end. Adapters let a 7B model train on one "
         "GPU; below some 100M parameters full is faster.",
     )
-    lora: LoRASettings = LoRASettings()
+    lora: LoRASettings = Field(default_factory=LoRASettings)
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Numbers of the weights in training. auto: on a GPU with bfloat16, frozen weights in bfloat16 and trained "
-        "ones in float32 with bfloat16 arithmetic; elsewhere float32. bfloat16 halves the memory of full "
+        description="Numbers of the weights in training. auto: on a GPU with bfloat16, frozen weights in bfloat16 and "
+        "trained ones in float32 with bfloat16 arithmetic; elsewhere float32. bfloat16 halves the memory of full "
         "fine-tuning and loses small updates.",
     )
     gradient_checkpointing: bool | None = Field(
