@@ -1,0 +1,134 @@
+"""Settings of PPO: the one place for each default, with its reason."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from components.shared.settings import StrictModel
+
+__all__ = ["KLSettings", "LoRASettings", "PPOSettings", "RewardSettings"]
+
+
+class KLSettings(StrictModel):
+    """How far the policy may drift from the reference. All KL is in nats per sequence.
+
+    Attributes:
+        control: `adaptive` moves the coefficient towards the target (Ziegler et al. 2019, section 2.2); `fixed`
+            holds it at `init_coef`; `off` takes the penalty out of the reward (only for studies of over-optimisation).
+        target_nats: KL to hold. 6 nats is Ziegler et al.'s; small models and weak reward models want less.
+        init_coef: Coefficient at the start, in units of shaped reward per nat. 0.15 is Ziegler et al.'s.
+        horizon_episodes: Ziegler's horizon. Absent, it is `episodes_per_step / step_gain`, so that it fits the run:
+            their 10,000 episodes would never move the coefficient in a run of a few thousand.
+        step_gain: Relative change of the coefficient a step, per unit of clipped error, when the horizon is absent.
+            Theirs is 0.05 for 600 steps and more; runs of a hundred steps need 0.1 to 0.2.
+        error_clip: Largest relative error that the controller acts on. 0.2 is Ziegler et al.'s.
+        ceiling_nats: Mean KL of a batch above which training stops, without a further update; the policy before the
+            update that led there is kept. Absent: no ceiling.
+    """
+
+    control: Literal["adaptive", "fixed", "off"] = "adaptive"
+    target_nats: float = Field(default=6.0, gt=0)
+    init_coef: float = Field(default=0.15, gt=0)
+    horizon_episodes: float | None = Field(default=None, gt=0)
+    step_gain: float = Field(default=0.2, gt=0, le=5)
+    error_clip: float = Field(default=0.2, gt=0)
+    ceiling_nats: float | None = Field(default=None, gt=0)
+
+
+class RewardSettings(StrictModel):
+    """How the reward model's number becomes the score at the end of a response. Score is in standard deviations.
+
+    Attributes:
+        normalise: `reward_model` subtracts the mean and divides by the deviation that the reward model's evaluation
+            measured: one fixed scale, so that a nat of KL costs the same all through the run; `running` takes the
+            moments of all episodes so far; `none` takes the raw number.
+        clip: Largest score in magnitude, before penalties; absent: no clip. 5 deviations only cuts what is broken.
+        missing_eos_penalty: Subtracted from the score of a response that hit the length limit: the reward model
+            never learned what half a sentence is worth.
+        length_penalty_per_token: Subtracted for each response token. 0: length is for the gate to judge.
+    """
+
+    normalise: Literal["reward_model", "running", "none"] = "reward_model"
+    clip: float | None = Field(default=5.0, gt=0)
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    length_penalty_per_token: float = Field(default=0.0, ge=0)
+
+
+class LoRASettings(StrictModel):
+    """Adapters on one frozen backbone.
+
+    Attributes:
+        rank: Rank of each adapter; 16 is enough for preference training (Schulman et al. 2025, "LoRA without regret").
+        alpha: Scale; twice the rank by custom.
+        targets: Names of the modules to adapt; `all-linear` is every linear layer but the head.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+
+
+class PPOSettings(StrictModel):
+    """Proximal policy optimisation against a reward model (Schulman et al. 2017; Ziegler et al. 2019).
+
+    Attributes:
+        steps: PPO steps; each samples `episodes_per_step` responses and updates on them.
+        episodes_per_step: Responses a step. 64 gives a KL mean that the controller can follow.
+        ppo_epochs: Passes over a step's episodes. 4 is the usual value; the ratio clip keeps them honest.
+        minibatches: Optimizer steps a pass. 1 where episodes are few: noise costs more than steps gain.
+        microbatch: Episodes a forward pass; memory only, the gradient does not depend on it.
+        policy_learning_rate: Adam's. 1e-5 suits adapters and models of about a billion parameters; tiny ones want more.
+        value_learning_rate: Adam's for the value model; it may move faster, nothing samples from it.
+        warmup_steps: Steps over which both learning rates rise from near zero: Adam's first estimates are poor.
+        critic_warmup_steps: First steps that update the value model alone; 0 when it starts as the reward model.
+        gamma: Discount. 1: a response is one act, its score comes at the end.
+        lam: Lambda of generalised advantage estimation. 0.95 is Schulman et al.'s.
+        clip_ratio: Probability ratio's clip range (Schulman et al. 2017).
+        value_clip: Range around the old value beyond which a value gains nothing, in deviations; absent: no clip.
+        max_grad_norm: Clip of the gradient's norm, for policy and value apart.
+        temperature: Of sampling; log-probabilities and KL are of that same distribution.
+        max_response_tokens: Limit of a response, its EOS included.
+        value_init: Start of the value model: the reward model (it knows what an answer is worth), or the policy with
+            a zero head. With adapters the backbone is the policy's; `reward_model` then takes the reward model's head.
+        parameterisation: `full`: policy, reference and value are models of their own (faster for tiny models);
+            `lora`: one frozen backbone with an adapter each for policy and value, reference = adapters off.
+        lora: Adapter settings, used with `lora`.
+        kl: KL control.
+        reward: Reward shaping.
+        save_every_steps: Steps between resume checkpoints.
+        evaluate_every_steps: Steps between the policies kept for evaluation.
+    """
+
+    steps: int = Field(default=200, ge=1)
+    episodes_per_step: int = Field(default=64, ge=2)
+    ppo_epochs: int = Field(default=4, ge=1)
+    minibatches: int = Field(default=1, ge=1)
+    microbatch: int = Field(default=16, ge=1)
+    policy_learning_rate: float = Field(default=1e-5, gt=0)
+    value_learning_rate: float = Field(default=2e-5, gt=0)
+    warmup_steps: int = Field(default=3, ge=0)
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
+    clip_ratio: float = Field(default=0.2, gt=0, lt=1)
+    value_clip: float | None = Field(default=0.2, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    max_response_tokens: int = Field(default=128, ge=1)
+    value_init: Literal["reward_model", "policy"] = "reward_model"
+    parameterisation: Literal["full", "lora"] = "lora"
+    lora: LoRASettings = LoRASettings()
+    kl: KLSettings = KLSettings()
+    reward: RewardSettings = RewardSettings()
+    save_every_steps: int = Field(default=10, ge=1)
+    evaluate_every_steps: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _enough_episodes(self) -> PPOSettings:
+        if self.minibatches > self.episodes_per_step:
+            raise ValueError(
+                f"minibatches ({self.minibatches}) must not be more than episodes_per_step ({self.episodes_per_step})"
+            )
+        return self

@@ -1,0 +1,160 @@
+"""From input artifacts to a trainer: loads models and prompts, and checks that they belong together."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from components.ppo.models import ActorCritic, SeparateModels, SharedBackbone, ValueHead
+from components.ppo.rollout import EncodedPrompt
+from components.ppo.settings import PPOSettings
+from components.ppo.trainer import PPOTrainer
+from components.shared.artifacts import Artifact
+from components.shared.errors import ArtifactError, InputError
+from components.shared.files import read_json
+from components.shared.models import (
+    encode_prompt,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+)
+from components.shared.records import PromptRecord, read_records
+
+__all__ = ["RewardScale", "build_models", "build_trainer", "encode_prompts", "read_reward_scale"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RewardScale:
+    """Mean and standard deviation of a reward model's raw rewards on held-out answers."""
+
+    mean: float
+    std: float
+
+
+def build_trainer(
+    *, policy: Artifact, reward_model: Artifact, dataset: Artifact, settings: PPOSettings, seed: int
+) -> tuple[PPOTrainer, PreTrainedTokenizerBase]:
+    """Loads everything and sets up a training that has not begun; also gives the policy's tokenizer.
+
+    Raises:
+        InputError: The artifacts do not belong together, or a prompt leaves no room for a response.
+        ArtifactError: An artifact lacks something.
+    """
+    device = pick_device()
+    tokenizer = load_tokenizer(policy.path)
+    _require_same_vocabulary(tokenizer, reward_model)
+    prompts = encode_prompts(dataset.file("prompts/train.jsonl"), tokenizer)
+    scale = read_reward_scale(reward_model)
+    models = build_models(policy, reward_model, scale, settings, device)
+    _require_room(models.sampling_policy(), prompts, settings)
+    trainer = PPOTrainer(
+        models,
+        load_reward_model(reward_model.path, device=device).requires_grad_(False),
+        tokenizer,
+        prompts,
+        settings=settings,
+        seed=seed,
+        reward_mean=scale.mean,
+        reward_std=scale.std,
+    )
+    return trainer, tokenizer
+
+
+def build_models(
+    policy: Artifact, reward_model: Artifact, scale: RewardScale, settings: PPOSettings, device: torch.device
+) -> ActorCritic:
+    """Policy, reference and value model in the settings' parameterisation.
+
+    What is trained is float32 whatever the device: half-precision weights would swallow small updates. The frozen
+    backbone of `lora` takes the device's best type.
+    """
+    if settings.parameterisation == "full":
+        model = load_policy(policy.path, dtype=torch.float32, device=device)
+        if settings.value_init == "policy":
+            backbone = copy.deepcopy(model.base_model)
+            return SeparateModels(model, value_backbone=backbone, value_head=_zero_head(model))  # pyright: ignore
+        critic = load_reward_model(reward_model.path, dtype=torch.float32, device=device)
+        head = ValueHead.of_reward_model(critic, mean=scale.mean, std=scale.std)
+        return SeparateModels(model, value_backbone=critic.base_model, value_head=head)  # pyright: ignore
+    model = load_policy(policy.path, dtype=pick_dtype(device), device=device)
+    head = _head_for_policy_backbone(model, policy, reward_model, scale, settings)
+    return SharedBackbone(model, value_head=head, lora=settings.lora)
+
+
+def encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[EncodedPrompt]:
+    """Reads prompt records and applies the chat template."""
+    return [
+        EncodedPrompt(ids=encode_prompt(tokenizer, record.prompt), slice=record.slice)
+        for record in read_records(path, PromptRecord)
+    ]
+
+
+def read_reward_scale(reward_model: Artifact) -> RewardScale:
+    """`reward.json` of a reward model.
+
+    Raises:
+        ArtifactError: Mean or deviation is absent, not finite, or the deviation is not positive.
+    """
+    path = reward_model.file("reward.json")
+    values = read_json(path)
+    mean, std = values.get("mean"), values.get("std")
+    valid = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (mean, std))
+    if not valid or std <= 0:
+        raise ArtifactError(
+            f"needs a finite mean and a positive std, has {mean!r} and {std!r}.",
+            where=str(path),
+            hint="Run the reward_model stage again.",
+        )
+    return RewardScale(mean=float(mean), std=float(std))
+
+
+def _zero_head(model: PreTrainedModel) -> ValueHead:
+    return ValueHead.zero(model.config.get_text_config().hidden_size, model.device)
+
+
+def _head_for_policy_backbone(
+    model: PreTrainedModel, policy: Artifact, reward_model: Artifact, scale: RewardScale, settings: PPOSettings
+) -> ValueHead:
+    """The reward model's head where it was trained on top of this very policy, else a zero head.
+
+    The backbone under the value adapter is the policy's: a head that was fitted to other hidden states means nothing.
+    """
+    if settings.value_init == "policy":
+        return _zero_head(model)
+    if policy.digest not in reward_model.manifest["inputs"].values():
+        logger.warning("the reward model was not trained from this policy; the value head starts at zero.")
+        return _zero_head(model)
+    source = load_reward_model(reward_model.path, dtype=torch.float32, device=model.device)
+    return ValueHead.of_reward_model(source, mean=scale.mean, std=scale.std)
+
+
+def _require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, reward_model: Artifact) -> None:
+    if load_tokenizer(reward_model.path).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            "policy and reward model have different vocabularies; responses are scored as token ids.",
+            where=str(reward_model.path),
+            hint="Train the reward model from this policy.",
+        )
+
+
+def _require_room(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], settings: PPOSettings) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    if limit is not None and longest + settings.max_response_tokens > limit:
+        raise InputError(
+            f"the longest prompt ({longest} tokens) and max_response_tokens ({settings.max_response_tokens}) together "
+            f"pass the model's {limit} positions.",
+            where="ppo.max_response_tokens",
+            hint="Lower it, or leave out the longest prompts.",
+        )

@@ -1,0 +1,158 @@
+"""PPO stage: optimises the policy against the reward model, held near the reference.
+
+Inputs are read and checked, a trainer is built, an earlier attempt's checkpoint is picked up, training loops, and the
+three outputs are written whole. Policies along the way are kept beside the resume checkpoints until the end, so that
+an interrupted run loses none.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from components.ppo.checkpoint import CheckpointStore
+from components.ppo.history import metrics_of_row, summarise
+from components.ppo.settings import PPOSettings
+from components.ppo.setup import build_trainer
+from components.ppo.termination import exit_terminated, termination_flag
+from components.ppo.trainer import PPOTrainer
+from components.shared.artifacts import read_artifact, write_artifact
+from components.shared.files import write_json, write_jsonl
+from components.shared.hf_checkpoints import training_folder
+from components.shared.models import read_policy_record, seed_everything
+from components.shared.progress import report
+from components.shared.settings import parse_settings
+from components.shared.tracking import StageRun, stage_run
+
+__all__ = ["run"]
+
+logger = logging.getLogger(__name__)
+
+_SNAPSHOT = "step-{:04d}"
+
+
+def run(
+    *,
+    policy: str,
+    reward_model: str,
+    dataset: str,
+    output_policy: str,
+    output_checkpoints: str,
+    output_history: str,
+    seed: int,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Trains the policy and writes candidate, checkpoints and history.
+
+    Args:
+        policy: `policy` artifact: start and reference.
+        reward_model: `reward_model` artifact.
+        dataset: `dataset` artifact; `prompts/train.jsonl` is read.
+        output_policy: Where the candidate (`policy`) goes.
+        output_checkpoints: Where the policies along the way (`policy_checkpoints`) go.
+        output_history: Where the `training_history` goes.
+        seed: Of everything random.
+        settings: `PPOSettings` as a mapping.
+
+    Returns:
+        `summary.json` of the history, and the candidate's digest and step.
+
+    Raises:
+        InputError: Settings or inputs cannot be used.
+        NotFiniteError: Training produced NaN or infinity.
+        SystemExit: 143 after SIGTERM, once the step is finished and saved.
+    """
+    chosen = parse_settings(settings, PPOSettings, where="ppo")
+    settings = chosen.model_dump(mode="json")
+    inputs = {
+        "policy": read_artifact(policy, "policy"),
+        "reward_model": read_artifact(reward_model, "reward_model"),
+        "dataset": read_artifact(dataset, "dataset"),
+    }
+    digests = {name: artifact.digest for name, artifact in inputs.items()}
+    identity = {"stage": "ppo", "inputs": digests, "settings": settings, "seed": seed}
+    with stage_run("ppo", settings=settings, seed=seed) as tracking, training_folder(identity) as folder:
+        seed_everything(seed)
+        trainer, tokenizer = build_trainer(**inputs, settings=chosen, seed=seed)
+        origin = {"base_model": read_policy_record(policy)["base_model"], "base_digest": digests["policy"]}
+        snapshots = _Snapshots(folder.path / "snapshots", trainer, tokenizer, origin)
+        store = CheckpointStore(folder.path / "resume", identity) if folder.durable else None
+        _resume(trainer, store)
+        _train(trainer, store, snapshots, tracking)
+        summary = summarise(trainer.history, chosen.kl, stop_reason=trainer.stop_reason)
+        shared = {"inputs": digests, "settings": settings, "stage": "ppo"}
+        with write_artifact(output_history, "training_history", **shared) as draft:
+            write_jsonl(draft.path / "history.jsonl", trainer.history)
+            write_json(draft.path / "summary.json", summary)
+            draft.metadata.update(summary)
+        with write_artifact(output_checkpoints, "policy_checkpoints", **shared) as draft:
+            draft.metadata["steps"] = snapshots.copy_to(draft.path, before=trainer.updates)
+        with write_artifact(output_policy, "policy", **shared) as draft:
+            trainer.models.save_candidate(tokenizer, draft.path, origin=origin, step=trainer.updates)
+            draft.metadata["step"] = trainer.updates
+    return {**summary, "digest": read_artifact(output_policy, "policy").digest, "step": trainer.updates}
+
+
+class _Snapshots:
+    """The policies kept for evaluation, one folder each, until they become an artifact."""
+
+    def __init__(
+        self, folder: Path, trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase, origin: dict[str, str]
+    ) -> None:
+        self._folder = folder
+        self._trainer = trainer
+        self._tokenizer = tokenizer
+        self._origin = origin
+
+    def take(self) -> None:
+        """Saves the policy as it is now, if one is due."""
+        step = self._trainer.updates
+        if self._trainer.done or step % self._trainer.settings.evaluate_every_steps:
+            return
+        target = self._path(step)
+        if target.exists():  # left by an attempt that was interrupted before its next checkpoint
+            shutil.rmtree(target)
+        self._trainer.models.save_checkpoint(self._tokenizer, target, origin=self._origin, step=step)
+
+    def copy_to(self, folder: Path, *, before: int) -> list[int]:
+        """Copies those of fewer than `before` updates; returns their steps."""
+        every = self._trainer.settings.evaluate_every_steps
+        steps = list(range(every, before, every))
+        for step in steps:
+            shutil.copytree(self._path(step), folder / self._path(step).name)
+        return steps
+
+    def _path(self, step: int) -> Path:
+        return self._folder / _SNAPSHOT.format(step)
+
+
+def _resume(trainer: PPOTrainer, store: CheckpointStore | None) -> None:
+    state = store.load_latest() if store is not None else None
+    if state is not None:
+        trainer.load_state(state)
+        logger.info("resuming after step %d of %d.", state.step, trainer.settings.steps)
+
+
+def _train(trainer: PPOTrainer, store: CheckpointStore | None, snapshots: _Snapshots, tracking: StageRun) -> None:
+    def after_step(row: dict[str, Any]) -> None:
+        tracking.log_metrics(metrics_of_row(row), step=row["step"])
+        report(
+            "ppo",
+            row["step"],
+            trainer.settings.steps,
+            reward=row["reward_mean"],
+            kl=row["kl"],
+            kl_coef=row["kl_coef"],
+            tokens=row["response_tokens"],
+            tokens_per_second=row["tokens_per_second"],
+        )
+        snapshots.take()
+
+    with termination_flag() as terminated:
+        trainer.train(store=store, after_step=after_step, stop_requested=terminated.is_set)
+    if not trainer.done:
+        exit_terminated()

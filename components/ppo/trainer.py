@@ -1,0 +1,285 @@
+"""The PPO trainer: `rollout`, `score`, `advantages`, `update`, and `train` that loops them.
+
+A notebook can drive the four steps by hand:
+
+    rollout = trainer.rollout()
+    scores = trainer.score(rollout)
+    advantages = trainer.advantages(scores)
+    trainer.update(rollout, scores, advantages)
+
+A step's random numbers follow from the run's seed and the step's number, so that a resumed run samples what the
+uninterrupted one would have sampled.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from components.ppo.advantages import Advantages, estimate_advantages
+from components.ppo.checkpoint import CheckpointStore, TrainingState, random_states, restore_random_states
+from components.ppo.history import history_row
+from components.ppo.kl_control import KLController
+from components.ppo.models import ActorCritic
+from components.ppo.reward_shaping import RewardShaper
+from components.ppo.rollout import EncodedPrompt, PromptCursor, Rollout, sample_rollout
+from components.ppo.scoring import Scores, require_finite, score_rollout
+from components.ppo.settings import PPOSettings
+from components.ppo.update import Updater, UpdateStatistics
+from components.shared.errors import InputError
+
+__all__ = ["PPOTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_ROLLOUT_STREAM, _UPDATE_STREAM = 0, 1
+
+
+class PPOTrainer:
+    """Trains a policy against a reward model.
+
+    Attributes:
+        settings: Settings of the run.
+        models: Policy, reference and value model.
+        controller: The KL coefficient and how it moves.
+        updates: Updates made so far.
+        history: Rows so far; see `components.ppo.history`.
+        stop_reason: Why training ended early; None while it has not.
+    """
+
+    def __init__(
+        self,
+        models: ActorCritic,
+        reward_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[EncodedPrompt],
+        *,
+        settings: PPOSettings,
+        seed: int,
+        reward_mean: float = 0.0,
+        reward_std: float = 1.0,
+    ) -> None:
+        """Sets up a training that has not begun.
+
+        Args:
+            models: Policy, reference and value model.
+            reward_model: Sequence classifier with one label; only read.
+            tokenizer: Shared by policy and reward model.
+            prompts: Training prompts.
+            settings: Settings of the run.
+            seed: Of everything random.
+            reward_mean: Mean of the reward model's raw rewards, from its evaluation.
+            reward_std: Their standard deviation.
+
+        Raises:
+            InputError: There are no prompts.
+        """
+        if not prompts:
+            raise InputError("there are no training prompts.", where="prompts/train.jsonl")
+        self.settings = settings
+        self.models = models
+        self.controller = KLController.start(settings.kl, episodes_per_step=settings.episodes_per_step)
+        self.updates = 0
+        self.history: list[dict[str, Any]] = []
+        self.stop_reason: str | None = None
+        self._reward_model = reward_model
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._seed = seed
+        self._cursor = PromptCursor(len(prompts), seed=seed)
+        self._shaper = RewardShaper(settings.reward, mean=reward_mean, std=reward_std)
+        self._updater = Updater(models, settings, pad_id=int(tokenizer.pad_token_id))  # pyright: ignore
+        self._last_good: dict[str, Tensor] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether training has ended, early or not."""
+        return self.stop_reason is not None or self.updates >= self.settings.steps
+
+    def rollout(self) -> Rollout:
+        """Samples a response to each of the next `episodes_per_step` prompts."""
+        chosen = [self._prompts[i] for i in self._cursor.take(self.settings.episodes_per_step)]
+        with self.models.autocast():
+            return sample_rollout(
+                self.models.sampling_policy(),
+                self._tokenizer,
+                chosen,
+                max_response_tokens=self.settings.max_response_tokens,
+                temperature=self.settings.temperature,
+                seed=self._step_seed(_ROLLOUT_STREAM),
+            )
+
+    def score(self, rollout: Rollout) -> Scores:
+        """Rewards, log-probabilities, values and KL of a rollout.
+
+        Raises:
+            NotFiniteError: Some number is NaN or infinite.
+        """
+        return score_rollout(
+            self.models,
+            self._reward_model,
+            self._tokenizer,
+            rollout,
+            shaper=self._shaper,
+            temperature=self.settings.temperature,
+            microbatch=self.settings.microbatch,
+        )
+
+    def advantages(self, scores: Scores) -> Advantages:
+        """Advantages and returns under the KL coefficient of now."""
+        return estimate_advantages(
+            scores.scores,
+            scores.log_ratio,
+            scores.values,
+            scores.mask,
+            kl_coef=self.controller.coef,
+            gamma=self.settings.gamma,
+            lam=self.settings.lam,
+        )
+
+    def update(self, rollout: Rollout, scores: Scores, advantages: Advantages) -> UpdateStatistics:
+        """Learns from a rollout, then moves the KL coefficient.
+
+        Raises:
+            NotFiniteError: A loss, gradient or weight is NaN or infinite.
+        """
+        train_policy = self.updates >= self.settings.critic_warmup_steps
+        statistics = self._updater.update(
+            rollout,
+            scores,
+            advantages,
+            warmup=self._warmup(),
+            train_policy=train_policy,
+            seed=self._step_seed(_UPDATE_STREAM),
+        )
+        require_finite("a weight of the policy", *self.models.policy_parameters().values())
+        if train_policy:
+            self.controller.update(float(scores.kl.mean()), episodes=len(rollout))
+        self.updates += 1
+        return statistics
+
+    def step(self) -> dict[str, Any]:
+        """One PPO step; appends to `history` and returns its row.
+
+        When the rollout's KL is above the ceiling, nothing is learned from it: `stop_reason` is set, and the policy
+        goes back to the last one whose KL was below.
+        """
+        started = time.perf_counter()
+        coef, rate = self.controller.coef, self.settings.policy_learning_rate * self._warmup()
+        rollout = self.rollout()
+        scores = self.score(rollout)
+        advantages = update = None
+        number = self.updates + 1
+        if self.controller.exceeds_ceiling(kl := float(scores.kl.mean())):
+            self._stop_at_ceiling(kl)
+        else:
+            self._keep_as_good()
+            advantages = self.advantages(scores)
+            update = self.update(rollout, scores, advantages)
+        row = history_row(
+            step=number,
+            rollout=rollout,
+            scores=scores,
+            advantages=advantages,
+            update=update,
+            kl_coef=coef,
+            learning_rate=rate,
+            seconds=time.perf_counter() - started,
+        )
+        self.history.append(row)
+        return row
+
+    def train(
+        self,
+        *,
+        store: CheckpointStore | None = None,
+        after_step: Callable[[dict[str, Any]], None] | None = None,
+        stop_requested: Callable[[], bool] | None = None,
+    ) -> None:
+        """Steps until done.
+
+        Args:
+            store: Where resume checkpoints go; absent: none are kept.
+            after_step: Called with each row, before its checkpoint: what it writes is older than the checkpoint.
+            stop_requested: Asked after each step; True saves a checkpoint and returns with `done` still False.
+        """
+        while not self.done:
+            row = self.step()
+            if after_step is not None:
+                after_step(row)
+            stopping = stop_requested is not None and stop_requested()
+            if store is not None and (stopping or self.done or self.updates % self.settings.save_every_steps == 0):
+                store.save(self.state())
+            if stopping:
+                return
+
+    def state(self) -> TrainingState:
+        """All that `load_state` needs to go on from here."""
+        weights = {
+            "policy": _on_cpu(self.models.policy_parameters()),
+            "value": _on_cpu(self.models.value_parameters()),
+        }
+        if self._last_good is not None:
+            weights["last_good"] = self._last_good
+        return TrainingState(
+            step=self.updates,
+            weights=weights,
+            optimizers=self._updater.state_dict(),
+            random=random_states(),
+            progress={
+                "kl_coef": self.controller.coef,
+                "reward_moments": self._shaper.state_dict(),
+                "cursor": self._cursor.state_dict(),
+                "stop_reason": self.stop_reason,
+                "history": self.history,
+            },
+        )
+
+    def load_state(self, state: TrainingState) -> None:
+        """Goes to where `state` was taken; settings, inputs and seed must be the same."""
+        _load_weights(self.models.policy_parameters(), state.weights["policy"])
+        _load_weights(self.models.value_parameters(), state.weights["value"])
+        self._updater.load_state_dict(state.optimizers)
+        restore_random_states(state.random)
+        self._last_good = state.weights.get("last_good")
+        self.controller.coef = state.progress["kl_coef"]
+        self._shaper.load_state_dict(state.progress["reward_moments"])
+        self._cursor.load_state_dict(state.progress["cursor"])
+        self.stop_reason = state.progress["stop_reason"]
+        self.history = list(state.progress["history"])
+        self.updates = state.step
+
+    def _warmup(self) -> float:
+        return min(1.0, (self.updates + 1) / (self.settings.warmup_steps + 1))
+
+    def _step_seed(self, stream: int) -> int:
+        return int(np.random.SeedSequence([self._seed, self.updates, stream]).generate_state(1, np.uint64)[0] >> 1)
+
+    def _keep_as_good(self) -> None:
+        """Remembers the policy just measured below the ceiling: a copy, on the CPU, of what is trained."""
+        if self.settings.kl.ceiling_nats is not None:
+            self._last_good = _on_cpu(self.models.policy_parameters())
+
+    def _stop_at_ceiling(self, kl: float) -> None:
+        self.stop_reason = f"kl {kl:.2f} nats is above the ceiling of {self.settings.kl.ceiling_nats:g} nats"
+        logger.warning("step %d: %s; back to the policy before the last update.", self.updates + 1, self.stop_reason)
+        if self._last_good is not None:
+            _load_weights(self.models.policy_parameters(), self._last_good)
+            self.updates -= 1
+
+
+def _on_cpu(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+
+
+@torch.no_grad()
+def _load_weights(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])

@@ -1,0 +1,201 @@
+"""The update: a few passes over a step's episodes with the clipped losses.
+
+Every optimizer step works on a minibatch; a minibatch is cut into micro-batches only to bound memory, and its gradient
+is the sum over its real tokens divided by their number, however it is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from components.ppo.advantages import Advantages
+from components.ppo.losses import policy_loss, value_loss
+from components.ppo.models import ActorCritic
+from components.ppo.packing import PackedBatch, length_sorted_chunks, pack
+from components.ppo.rollout import Rollout
+from components.ppo.scoring import Scores, require_finite, token_logprobs
+from components.ppo.settings import PPOSettings
+
+__all__ = ["UpdateStatistics", "Updater"]
+
+_ADAM = {"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
+"""eps 1e-5 as in OpenAI's PPO; beta2 0.95 because an update sees few steps."""
+
+
+@dataclass(frozen=True)
+class UpdateStatistics:
+    """Means over the update's optimizer steps; losses and shares are means over real tokens.
+
+    Attributes:
+        policy_loss: Clipped surrogate, negated.
+        value_loss: Half the clipped squared error.
+        clip_fraction: Share of tokens whose ratio was clipped.
+        value_clip_fraction: Share of tokens whose value was clipped.
+        approx_kl_update: k3 of KL(old || new) a token, nats: how far this update moved the policy.
+        grad_norm: Norm of the policy's gradient before its clip.
+        value_grad_norm: The same of the value model.
+    """
+
+    policy_loss: float
+    value_loss: float
+    clip_fraction: float
+    value_clip_fraction: float
+    approx_kl_update: float
+    grad_norm: float
+    value_grad_norm: float
+
+
+class Updater:
+    """Holds the two optimizers and makes the updates."""
+
+    def __init__(self, models: ActorCritic, settings: PPOSettings, *, pad_id: int) -> None:
+        self._models = models
+        self._settings = settings
+        self._pad_id = pad_id
+        self._policy_parameters = list(models.policy_parameters().values())
+        self._value_parameters = list(models.value_parameters().values())
+        self._policy_optimizer = _adam(self._policy_parameters, settings.policy_learning_rate)
+        self._value_optimizer = _adam(self._value_parameters, settings.value_learning_rate)
+
+    def update(
+        self,
+        rollout: Rollout,
+        scores: Scores,
+        advantages: Advantages,
+        *,
+        warmup: float = 1.0,
+        train_policy: bool = True,
+        seed: int = 0,
+    ) -> UpdateStatistics:
+        """Makes `ppo_epochs * minibatches` optimizer steps.
+
+        Args:
+            rollout: The episodes.
+            scores: Their scores, before this update.
+            advantages: Their advantages and returns.
+            warmup: Factor on both learning rates, in (0, 1].
+            train_policy: False while only the value model learns.
+            seed: Of the minibatches' order.
+
+        Raises:
+            NotFiniteError: A loss or gradient is NaN or infinite; the weights are those before that step.
+        """
+        _set_learning_rate(self._policy_optimizer, self._settings.policy_learning_rate * warmup)
+        _set_learning_rate(self._value_optimizer, self._settings.value_learning_rate * warmup)
+        steps = [
+            self._optimizer_step(rollout, scores, advantages, minibatch, train_policy=train_policy)
+            for minibatch in self._minibatches(len(rollout), seed)
+        ]
+        return UpdateStatistics(
+            **{f.name: sum(getattr(step, f.name) for step in steps) / len(steps) for f in fields(UpdateStatistics)}
+        )
+
+    def accumulate_gradients(
+        self,
+        rollout: Rollout,
+        scores: Scores,
+        advantages: Advantages,
+        minibatch: list[int],
+        *,
+        train_policy: bool = True,
+    ) -> dict[str, float]:
+        """Adds the gradient of both losses on a minibatch to the parameters' `.grad`.
+
+        Returns:
+            `policy_loss`, `value_loss`, `clip_fraction`, `value_clip_fraction`, `approx_kl_update`: means over tokens.
+        """
+        tokens = sum(len(rollout.responses_ids[i]) for i in minibatch)
+        sums: dict[str, float] = {}
+        for chosen in length_sorted_chunks(minibatch, rollout.sequence_lengths, self._settings.microbatch):
+            batch = self._pack(rollout, chosen)
+            rows = torch.tensor(chosen, device=self._models.device)
+            # One backward pass after the other: switching adapters in between would freeze what the first one needs.
+            parts = self._value_part(batch, rows, scores, advantages, tokens)
+            if train_policy:
+                parts |= self._policy_part(batch, rows, scores, advantages, tokens)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return {name: value / tokens for name, value in sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both optimizers' state."""
+        return {"policy": self._policy_optimizer.state_dict(), "value": self._value_optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        self._policy_optimizer.load_state_dict(state["policy"])
+        self._value_optimizer.load_state_dict(state["value"])
+
+    def _minibatches(self, episodes: int, seed: int) -> Iterator[list[int]]:
+        random = np.random.default_rng(seed)
+        for _ in range(self._settings.ppo_epochs):
+            for part in np.array_split(random.permutation(episodes), self._settings.minibatches):
+                yield part.tolist()
+
+    def _pack(self, rollout: Rollout, chosen: list[int]) -> PackedBatch:
+        prompts = [rollout.prompts_ids[i] for i in chosen]
+        responses = [rollout.responses_ids[i] for i in chosen]
+        return pack(prompts, responses, pad_id=self._pad_id, device=self._models.device)
+
+    def _value_part(
+        self, batch: PackedBatch, rows: Tensor, scores: Scores, advantages: Advantages, tokens: int
+    ) -> dict[str, float]:
+        """Backward pass of the value loss over `tokens`; sums over the real tokens of `rows`."""
+        mask = scores.mask[rows]
+        part = value_loss(
+            self._models.values(batch),
+            scores.values[rows][mask],
+            advantages.returns[rows][mask],
+            clip=self._settings.value_clip,
+        )
+        (part.loss / tokens).backward()
+        return {"value_loss": float(part.loss.detach()), "value_clip_fraction": float(part.clipped)}
+
+    def _policy_part(
+        self, batch: PackedBatch, rows: Tensor, scores: Scores, advantages: Advantages, tokens: int
+    ) -> dict[str, float]:
+        """Backward pass of the policy loss over `tokens`; sums over the real tokens of `rows`."""
+        mask = scores.mask[rows]
+        part = policy_loss(
+            token_logprobs(self._models.policy_logits(batch), batch, temperature=self._settings.temperature),
+            scores.logprobs[rows][mask],
+            advantages.advantages[rows][mask],
+            clip_ratio=self._settings.clip_ratio,
+        )
+        (part.loss / tokens).backward()
+        return {
+            "policy_loss": float(part.loss.detach()),
+            "clip_fraction": float(part.clipped),
+            "approx_kl_update": float(part.approx_kl),
+        }
+
+    def _optimizer_step(
+        self, rollout: Rollout, scores: Scores, advantages: Advantages, minibatch: list[int], *, train_policy: bool
+    ) -> UpdateStatistics:
+        self._policy_optimizer.zero_grad(set_to_none=True)
+        self._value_optimizer.zero_grad(set_to_none=True)
+        means = self.accumulate_gradients(rollout, scores, advantages, minibatch, train_policy=train_policy)
+        limit = self._settings.max_grad_norm
+        value_norm = nn.utils.clip_grad_norm_(self._value_parameters, limit)
+        policy_norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit) if train_policy else torch.zeros(())
+        require_finite("a loss or its gradient", value_norm, policy_norm, torch.tensor(list(means.values())))
+        self._value_optimizer.step()
+        if train_policy:
+            self._policy_optimizer.step()
+        absent = dict.fromkeys(("policy_loss", "clip_fraction", "approx_kl_update"), 0.0)
+        return UpdateStatistics(**(absent | means), grad_norm=float(policy_norm), value_grad_norm=float(value_norm))
+
+
+def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=learning_rate, **_ADAM)  # pyright: ignore[reportArgumentType]
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,114 @@
+"""The stage end to end on tiny models, both parameterisations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_ppo import make_artifacts, run_arguments
+
+from components.ppo.stage import run
+from components.shared.artifacts import read_artifact
+from components.shared.errors import InputError
+from components.shared.files import read_json, read_jsonl
+from components.shared.models import load_policy
+
+ROW = [
+    "step",
+    "episodes",
+    "reward_mean",
+    "reward_std",
+    "kl",
+    "kl_k3",
+    "kl_per_token",
+    "kl_coef",
+    "entropy",
+    "policy_loss",
+    "value_loss",
+    "explained_variance",
+    "clip_fraction",
+    "value_clip_fraction",
+    "approx_kl_update",
+    "grad_norm",
+    "value_grad_norm",
+    "learning_rate",
+    "response_tokens",
+    "finished_share",
+    "repetition_share",
+    "tokens_per_second",
+    "seconds",
+    "slices",
+]
+
+
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+def test_stage_writes_candidate_checkpoints_and_history(tmp_path: Path, parameterisation: str) -> None:
+    arguments = run_arguments(tmp_path, parameterisation=parameterisation, steps=5)
+
+    result = run(**arguments)
+
+    candidate = read_artifact(arguments["output_policy"], "policy")
+    assert result["digest"] == candidate.digest
+    assert read_json(candidate.file("policy.json"))["format"] == "full"
+    assert read_json(candidate.file("policy.json"))["step"] == 5
+    checkpoints = read_artifact(arguments["output_checkpoints"], "policy_checkpoints")
+    assert sorted(path.name for path in checkpoints.path.glob("step-*")) == ["step-0002", "step-0004"]
+    history = read_artifact(arguments["output_history"], "training_history")
+    rows = list(read_jsonl(history.file("history.jsonl")))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert set(ROW) <= set(rows[0])
+    assert set(rows[0]["slices"]) == {"even", "odd"}
+    assert set(rows[0]["slices"]["odd"]) == {"n", "reward", "kl", "response_tokens"}
+    summary = read_json(history.file("summary.json"))
+    assert summary["steps"] == 5
+    assert summary["stopped_early"] is False
+
+
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+def test_candidate_differs_from_reference_and_checkpoints_load_over_it(tmp_path: Path, parameterisation: str) -> None:
+    arguments = run_arguments(tmp_path, parameterisation=parameterisation)
+
+    run(**arguments)
+
+    ids = torch.tensor([[1, 4, 5, 6]])
+    reference = load_policy(arguments["policy"])(ids).logits
+    middle = load_policy(Path(arguments["output_checkpoints"]) / "step-0002", reference=arguments["policy"])(ids).logits
+    final = load_policy(arguments["output_policy"])(ids).logits
+    assert not torch.allclose(reference, middle)
+    assert not torch.allclose(middle, final)
+
+
+def test_same_seed_gives_the_same_candidate_and_another_seed_another(tmp_path: Path) -> None:
+    digests = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        arguments = run_arguments(tmp_path)
+        outputs = {key: f"{value}-{name}" for key, value in arguments.items() if key.startswith("output_")}
+        digests.append(run(**{**arguments, **outputs, "seed": seed})["digest"])
+
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
+
+
+def test_unknown_setting_is_named(tmp_path: Path) -> None:
+    arguments = run_arguments(tmp_path)
+    arguments["settings"] = json.loads('{"kl": {"tagret_nats": 3}}')
+
+    with pytest.raises(InputError, match=r"kl\.tagret_nats: unknown setting"):
+        run(**arguments)
+
+
+def test_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
+    arguments = run_arguments(tmp_path, max_response_tokens=62)
+
+    with pytest.raises(InputError, match="64 positions"):
+        run(**arguments)
+    assert not Path(arguments["output_policy"]).exists()
+
+
+def test_reward_model_without_spread_is_refused(tmp_path: Path) -> None:
+    make_artifacts(tmp_path, reward_std=0.0)
+
+    with pytest.raises(Exception, match="positive std"):
+        run(**run_arguments(tmp_path))
