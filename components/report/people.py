@@ -1,0 +1,227 @@
+"""What people saw and how they judged: sample answers side by side, comparisons, and the quality of the raters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+from pydantic import TypeAdapter, ValidationError
+
+from components.report.parts import Parts, dig
+from components.report.samples import MOST_DISLIKED, PER_SLICE, Sample, choose_samples
+from components.shared.records import Message, prompt_text
+from components.shared.report import (
+    Section,
+    details,
+    figures,
+    format_interval,
+    format_number,
+    join,
+    note,
+    paragraph,
+    render_template,
+    table,
+)
+
+__all__ = ["raters_section", "samples_section"]
+
+_LONGEST_TEXT = 4000
+
+
+def samples_section(parts: Parts) -> Section:
+    """Answers side by side with their reward and what people said."""
+    title = "Answers side by side"
+    chosen, disliked = choose_samples(parts)
+    if not chosen:
+        return Section(title, note(parts.why_missing("evaluation")))
+    rule = (
+        f"Chosen by a fixed rule, not by hand: {PER_SLICE} prompts a slice, first by the hash of their id; then up to "
+        f"{MOST_DISLIKED} more whose reward rose most although people preferred the baseline. Rewards are gains "
+        "over the baseline's answer, in standard deviations."
+    )
+    fooled = [Markup("<h3>{}</h3>").format("The reward rose, people preferred the baseline"), *map(_render, disliked)]
+    return Section(
+        title,
+        join(
+            [
+                paragraph(rule),
+                *(fooled if disliked else []),
+                Markup("<h3>{}</h3>").format("From each slice"),
+                *map(_render, chosen),
+            ]
+        ),
+    )
+
+
+def raters_section(parts: Parts) -> Section:
+    """Comparisons, safety flags, and whether the raters can be trusted."""
+    statistics = parts.statistics
+    if statistics is None:
+        return Section("Human evaluation", note(parts.why_missing("evidence")))
+    return Section(
+        "Human evaluation",
+        join(
+            [
+                figures(
+                    [
+                        ("Raters", len(statistics.get("raters") or {}), ", ".join(statistics.get("rater_kinds") or [])),
+                        ("Raw agreement", statistics.get("raw_agreement"), "of two votes on one pair"),
+                        ("Krippendorff's alpha", statistics.get("alpha"), "falls when models are close"),
+                        ("Position bias", statistics.get("position_bias"), "share of choices for the first answer"),
+                    ]
+                ),
+                _comparisons(statistics),
+                _safety(statistics),
+                _raters(statistics),
+            ]
+        ),
+    )
+
+
+_SAMPLE = """<div class="sample">
+<p class="muted">{{ slice }}</p>
+<p><strong>{{ prompt }}</strong></p>
+<div class="answers">
+{% for answer in answers %}<div><h4>{{ answer.name }}</h4>
+<p>{{ answer.text }}</p>
+<small>{{ answer.facts }}</small></div>
+{% endfor %}</div>
+<p>{{ said }}</p>
+</div>"""
+
+_NAMES = {"reference": "Baseline", "candidate": "Candidate", "champion": "Champion"}
+
+
+def _render(sample: Sample) -> Markup:
+    answers = [
+        {
+            "name": _NAMES[answer.role],
+            "text": _shorten(answer.text) or "(empty answer)",
+            "facts": _facts(answer, sample.flags.get(answer.role, [])),
+        }
+        for answer in sample.answers
+    ]
+    return render_template(
+        _SAMPLE, slice=sample.slice, prompt=_shorten(_prompt(sample.prompt)), answers=answers, said=_said(sample)
+    )
+
+
+def _facts(answer: Any, flags: list[str]) -> str:
+    facts = []
+    if answer.role != "reference" and answer.gain is not None:
+        facts.append(f"reward {answer.gain:+.2f} sd".replace("-", "−"))
+    if answer.role != "reference" and answer.heldout_gain is not None:
+        facts.append(f"never trained against {answer.heldout_gain:+.2f} sd".replace("-", "−"))
+    if answer.n_tokens is not None:
+        facts.append(f"{answer.n_tokens} tokens")
+    if not answer.finished:
+        facts.append("cut at the length limit")
+    if flags:
+        facts.append(f"flagged: {', '.join(flags)}")
+    return " · ".join(facts)
+
+
+def _said(sample: Sample) -> str:
+    """What people said, in words."""
+    sentences = []
+    for comparison, (outcome, votes) in sorted(sample.outcomes.items()):
+        first, _, second = comparison.partition("_vs_")
+        if first not in _NAMES or second not in _NAMES:
+            continue
+        if outcome == 0.5:
+            choice = f"no preference between {_NAMES[first].lower()} and {_NAMES[second].lower()}"
+        else:
+            winner, loser = (first, second) if outcome > 0.5 else (second, first)
+            share = max(outcome, 1.0 - outcome)
+            choice = f"{_NAMES[winner].lower()} over {_NAMES[loser].lower()} ({100 * share:.0f} % of {votes} votes)"
+        sentences.append(choice)
+    return f"Raters: {'; '.join(sentences)}." if sentences else "Raters: not judged."
+
+
+def _prompt(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return prompt_text(TypeAdapter(list[Message]).validate_python(prompt))
+    except ValidationError:
+        return str(prompt)
+
+
+def _shorten(text: str) -> str:
+    return (
+        text
+        if len(text) <= _LONGEST_TEXT
+        else f"{text[:_LONGEST_TEXT]} … ({len(text) - _LONGEST_TEXT:,} characters more)"
+    )
+
+
+def _comparisons(statistics: dict[str, Any]) -> Markup:
+    rows = [
+        [
+            name.replace("_", " "),
+            row.get("win_rate"),
+            format_interval(row.get("ci95")),
+            row.get("lower"),
+            row.get("upper"),
+            dig(row, "length_controlled", "win_rate"),
+            row.get("n_prompts"),
+            row.get("n_votes"),
+        ]
+        for name, row in (statistics.get("comparisons") or {}).items()
+    ]
+    headers = [
+        "comparison",
+        "win rate",
+        "95 % interval",
+        "lower bound",
+        "upper bound",
+        "length-controlled",
+        "prompts",
+        "votes",
+    ]
+    remark = (
+        "Win rate of the first-named model. The bounds are one-sided, 95 %, valid at any stopping time; they decide."
+    )
+    return table(headers, rows, caption=remark)
+
+
+def _safety(statistics: dict[str, Any]) -> Markup | None:
+    safety = statistics.get("safety")
+    if not safety:
+        return None
+    rows = [
+        [
+            _NAMES.get(role, role),
+            row.get("n"),
+            row.get("bad"),
+            row.get("severity_1"),
+            format_interval((row.get("lower"), row.get("upper"))),
+        ]
+        for role, row in safety.items()
+    ]
+    return table(
+        ["model", "answers judged", "flagged bad", "severity 1", "share, 95 % bounds"], rows, caption="Safety flags"
+    )
+
+
+def _raters(statistics: dict[str, Any]) -> Markup | None:
+    raters = statistics.get("raters")
+    if not raters:
+        return None
+    rows = [
+        [
+            name,
+            row.get("n_votes"),
+            row.get("gold_accuracy"),
+            row.get("gold_n"),
+            row.get("repeat_agreement"),
+            row.get("repeat_n"),
+            row.get("counted"),
+        ]
+        for name, row in raters.items()
+    ]
+    left_out = sum(row.get("counted") is False for row in raters.values())
+    remark = f"Votes of {format_number(left_out)} of {format_number(len(raters))} raters are set aside."
+    headers = ["rater", "votes", "gold accuracy", "gold items", "repeat agreement", "repeats", "counted"]
+    content = join([paragraph(remark), table(headers, rows)])
+    return details("Rater by rater", content, expanded=left_out > 0)

@@ -1,0 +1,153 @@
+"""Where it all came from: data, release policy, settings, digests and time."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from components.report.parts import ROLES, Parts, dig
+from components.report.settings import RunInfo
+from components.shared.report import (
+    Section,
+    details,
+    figures,
+    join,
+    note,
+    paragraph,
+    render_template,
+    svg_bars,
+    table,
+)
+
+__all__ = ["data_section", "policy_section", "provenance_section", "redact", "settings_section", "time_section"]
+
+_MOST_ROWS = 80
+_SECRET_NAME = re.compile(r"pass(word|wd)?$|secret|token$|api_?key|access_?key|credential|webhook", re.IGNORECASE)
+_URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def data_section(parts: Parts) -> Section:
+    """The data report in short: how many rows, what was put aside, and why."""
+    if parts.data_report is None and parts.pairs_report is None:
+        return Section("Data", note(parts.why_missing("dataset")))
+    content: list[Markup | None] = []
+    for title, report in (("Demonstrations and prompts", parts.data_report), ("Preference pairs", parts.pairs_report)):
+        if report is not None:
+            content += [Markup("<h3>{}</h3>").format(title), _report_table(report)]
+    return Section("Data", join(content))
+
+
+def policy_section(parts: Parts) -> Section:
+    """The release policy by which the gate judged."""
+    policy = dig(parts.decision, "policy")
+    if policy is None:
+        return Section("Release policy", note(parts.why_missing("decision")))
+    looser = policy.get("looser_than_production") or []
+    summary = figures([("Policy", policy.get("name")), ("Version", policy.get("version"))])
+    strict = note("Nothing in this policy is looser than production's.", tone="good")
+    loose = note(
+        f"{len(looser)} points are looser than production's policy; they are listed at the top of this page.",
+        tone="warn",
+    )
+    digest = render_template(
+        "<p>Digest <code>{{ digest }}</code></p>", digest=str(policy.get("digest") or "not recorded")
+    )
+    return Section("Release policy", join([summary, loose if looser else strict, digest]))
+
+
+def settings_section(run: RunInfo) -> Section:
+    """The run's settings, secrets blacked out."""
+    text = yaml.safe_dump(redact(run.settings), sort_keys=False, allow_unicode=True, width=100)
+    return Section("Settings", details("All settings of this run", render_template("<pre>{{ text }}</pre>", text=text)))
+
+
+def provenance_section(parts: Parts, run: RunInfo) -> Section:
+    """Digest of every artifact, of the code that made it, and of what was judged."""
+    rows = []
+    for role, kind in ROLES.items():
+        manifest = parts.manifests.get(role)
+        if manifest is None:
+            rows.append([role.replace("_", " "), kind, parts.why_missing(role), None, None])
+            continue
+        code = str(manifest.get("code_version") or "")
+        rows.append(
+            [
+                role.replace("_", " "),
+                kind,
+                _code(manifest["digest"]),
+                _code(code[:12]),
+                str(manifest.get("finished_at") or "")[:19],
+            ]
+        )
+    judged = dig(parts.decision, "digests") or {}
+    facts = [[name.replace("_", " "), _code(str(digest))] for name, digest in judged.items() if digest]
+    return Section(
+        "Digests",
+        join(
+            [
+                paragraph(
+                    f"Run {run.run_id}, status {run.status}, seed {run.seed if run.seed is not None else 'not set'}."
+                ),
+                table(["artifact", "kind", "sha256 of its content", "code", "made at (UTC)"], rows),
+                table(["judged by the gate", "sha256"], facts) if facts else None,
+            ]
+        ),
+    )
+
+
+def time_section(parts: Parts, run: RunInfo) -> Section:
+    """Seconds of each stage; from the artifacts' own manifests when the pipeline did not say."""
+    seconds = run.seconds or {
+        role: manifest["seconds"] for role, manifest in parts.manifests.items() if manifest.get("seconds") is not None
+    }
+    if not seconds:
+        return Section("Time", note("No stage recorded its time."))
+    chart = svg_bars(
+        [name.replace("_", " ") for name in seconds],
+        list(seconds.values()),
+        title="Time per stage",
+        value_label="seconds (wall clock)",
+    )
+    rows = [[name.replace("_", " "), value] for name, value in seconds.items()]
+    total = [["total", run.seconds_total]] if run.seconds_total is not None else []
+    return Section("Time", join([chart, details("In numbers", table(["stage", "seconds"], rows + total, digits=1))]))
+
+
+def redact(value: Any, name: str = "") -> Any:
+    """Settings without secrets: values of keys that sound like one, and user parts of URLs."""
+    if isinstance(value, dict):
+        return {str(key): redact(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(item, name) for item in value]
+    if isinstance(value, str) and value and _SECRET_NAME.search(name):
+        return "[redacted]"
+    if isinstance(value, str):
+        return _URL_USER.sub("[redacted]@", value)
+    return value if isinstance(value, int | float | bool | None) else str(value)
+
+
+def _code(text: str) -> Markup:
+    return Markup("<code>{}</code>").format(text)
+
+
+def _report_table(report: dict[str, Any]) -> Markup:
+    """A data report's numbers by dotted name; lists by their length."""
+    rows = list(_flatten(report))
+    shown = table(["", "value"], [[name, value] for name, value in rows[:_MOST_ROWS]])
+    if len(rows) <= 12:
+        return shown
+    return details(f"{min(len(rows), _MOST_ROWS)} of {len(rows)} figures", shown)
+
+
+def _flatten(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flatten(item, f"{name} {key}".strip().replace("_", " "))
+    elif isinstance(value, list):
+        plain = all(isinstance(item, str | int | float) for item in value) and len(value) <= 6
+        yield name, ", ".join(map(str, value)) if plain else len(value)
+    else:
+        yield name, value if isinstance(value, str | int | float | bool | None) else str(value)

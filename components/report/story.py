@@ -1,0 +1,325 @@
+"""The first screen of the report: what was decided, why, and the one chart that shows whether people agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from components.report.parts import Parts, dig
+from components.report.settings import RunInfo
+from components.report.trajectory import Checkpoint, Estimate, checkpoints
+from components.report.verdict import Outcome
+from components.shared.report import (
+    Panel,
+    Section,
+    Series,
+    badge,
+    figures,
+    format_interval,
+    format_number,
+    join,
+    note,
+    paragraph,
+    render_template,
+    svg_bars,
+    svg_panels,
+    table,
+)
+
+__all__ = ["criteria_section", "divergence_section", "story_panels", "trajectory_section", "verdict_section"]
+
+_MOST_HISTORY_POINTS = 400
+
+
+def verdict_section(parts: Parts, run: RunInfo, outcome: Outcome) -> Section:
+    """Verdict, reasons, champion, headline numbers, and what a reader must not miss."""
+    reasons = render_template(
+        "<ul>{% for reason in reasons %}<li>{{ reason }}</li>{% endfor %}</ul>", reasons=outcome.reasons
+    )
+    return Section(
+        "Verdict",
+        join(
+            [
+                *_loud_notes(parts, run, outcome),
+                render_template(
+                    "<p>{% if badge %}{{ badge }} {% endif %}<strong>{{ headline }}</strong></p>",
+                    badge=badge(outcome.verdict) if outcome.verdict else None,
+                    headline=outcome.headline,
+                ),
+                reasons if outcome.reasons else None,
+                _headline_figures(parts, run),
+                _in_words(parts),
+            ]
+        ),
+    )
+
+
+def trajectory_section(parts: Parts) -> Section:
+    """Reward of both reward models, KL and human preference over the checkpoints, on one chart."""
+    points = checkpoints(parts)
+    if not points:
+        return Section("Reward, KL and people", note(parts.why_missing("evaluation")))
+    explanation = (
+        "Dots are measured on held-out prompts, with 95 % intervals. Reward is the gain over the model that "
+        "training started from, in standard deviations of the reward model. Training works when rewards and preference "
+        "rise together; when the reward rises and people turn away, the policy exploits the reward model."
+    )
+    chart = svg_panels(
+        story_panels(parts, points),
+        title="Does what the reward likes, people like too?",
+        x_label="PPO step",
+        description=_trajectory_in_words(points),
+    )
+    return Section("Reward, KL and people", join([chart, paragraph(explanation), _checkpoint_table(points)]))
+
+
+def story_panels(parts: Parts, points: Sequence[Checkpoint]) -> list[Panel]:
+    """The three panels: reward gain, KL, human win rate, over PPO steps."""
+    target = dig(parts.history_summary, "kl_target")
+    rows = thin(parts.history)
+    training = (
+        [Series("while training", [r["step"] for r in rows], [r.get("kl") for r in rows], colour=5)] if rows else []
+    )
+    return [
+        Panel(
+            "reward gain (sd)",
+            [
+                _series("reward model trained against", points, "reward"),
+                _series("reward model never trained against", points, "heldout"),
+            ],
+            {"start": 0.0},
+            height=1.9,
+        ),
+        Panel(
+            "KL (nats per answer)",
+            [_series("held-out prompts", points, "kl", colour=3), *training],
+            {"target": target} if target is not None else {},
+        ),
+        Panel(
+            "human win rate",
+            [_series("people, against the start", points, "human", colour=2)],
+            {"as good as the start": 0.5},
+            (0.0, 1.0),
+        ),
+    ]
+
+
+def criteria_section(parts: Parts) -> Section:
+    """Every criterion of the gate with number, interval, threshold and reason."""
+    criteria = dig(parts.decision, "criteria")
+    if not criteria:
+        return Section("Criteria", note(parts.why_missing("decision")))
+    rows = [
+        [
+            Markup("<strong>{}</strong>").format(_words(criterion.get("name"))),
+            badge(str(criterion.get("verdict") or "ERROR").replace("_", " ")),
+            _show(criterion.get("value")),
+            format_interval(criterion.get("interval")),
+            _show(criterion.get("threshold")),
+            _show(criterion.get("n")),
+            criterion.get("reason") or "",
+        ]
+        for criterion in criteria
+    ]
+    headers = ["criterion", "verdict", "value", "interval", "threshold", "n", "reason"]
+    return Section("Criteria", join([paragraph("The worst criterion decides."), table(headers, rows)]))
+
+
+def divergence_section(parts: Parts) -> Section:
+    """What the reward model says beside what people say, on the same pairs."""
+    divergence = dig(parts.decision, "divergence")
+    title = "The reward says, people say"
+    if not divergence or divergence.get("human_win_rate") is None or divergence.get("reward_win_rate") is None:
+        return Section(title, note(parts.why_missing("decision") if not divergence else _NO_DIVERGENCE))
+    human = dig(parts.statistics, "comparisons", "candidate_vs_reference", "ci95") or [None, None]
+    gap, interval = divergence.get("gap"), divergence.get("ci95")
+    chart = svg_bars(
+        ["reward model says", "people say"],
+        [divergence["reward_win_rate"], divergence["human_win_rate"]],
+        lower=[None, human[0]],
+        upper=[None, human[1]],
+        reference=0.5,
+        reference_name="as good as the baseline",
+        value_range=(0.0, 1.0),
+        points=True,
+        title="Win rate of the judged model over its baseline, by the reward model and by people",
+        value_label="win rate",
+    )
+    text = (
+        f"The gap is {format_number(gap)} (95 % interval {format_interval(interval)}). The reward model's "
+        f"differences are first calibrated on held-out pairs (slope {format_number(divergence.get('slope'))}), so that "
+        "a perfect reward model would show no gap."
+    )
+    return Section(title, join([chart, paragraph(text)]))
+
+
+def thin(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """At most a few hundred rows, evenly spaced, the last one included: more cannot be seen on a chart."""
+    if len(rows) <= _MOST_HISTORY_POINTS:
+        return rows
+    stride = -(-len(rows) // _MOST_HISTORY_POINTS)
+    return [*rows[:-1][::stride], rows[-1]]
+
+
+_NO_DIVERGENCE = "Divergence could not be measured: the reward model's or people's win rate is missing."
+
+
+def _series(name: str, points: Sequence[Checkpoint], key: str, colour: int | None = None) -> Series:
+    estimates: list[Estimate] = [getattr(point, key) for point in points]
+    return Series(
+        name,
+        [point.step for point in points],
+        [estimate.value for estimate in estimates],
+        [estimate.lower for estimate in estimates],
+        [estimate.upper for estimate in estimates],
+        markers=True,
+        colour=colour,
+    )
+
+
+def _trajectory_in_words(points: Sequence[Checkpoint]) -> str:
+    last = points[-1]
+    return (
+        f"At step {last.step}: reward gain {format_number(last.reward.value, 2)} sd, held-out reward model "
+        f"{format_number(last.heldout.value, 2)} sd, KL {format_number(last.kl.value, 2)} nats, human win rate "
+        f"{format_number(last.human.value, 2)}."
+    )
+
+
+def _checkpoint_table(points: Sequence[Checkpoint]) -> Markup:
+    headers = [
+        "policy",
+        "step",
+        "reward gain (sd)",
+        "never trained against (sd)",
+        "KL (nats)",
+        "human win rate",
+        "95 % interval",
+    ]
+    rows = [
+        [
+            {"reference": "start", "candidate": "candidate"}.get(point.role, "checkpoint"),
+            point.step,
+            point.reward.value,
+            point.heldout.value,
+            point.kl.value,
+            point.human.value,
+            format_interval((point.human.lower, point.human.upper)),
+        ]
+        for point in points
+    ]
+    return table(headers, rows)
+
+
+def _loud_notes(parts: Parts, run: RunInfo, outcome: Outcome) -> list[Markup]:
+    """What would mislead if it went unseen: a failure, votes that no person cast, a policy looser than production's."""
+    notes = []
+    if outcome.stopped_at is not None:
+        after = f"The last stage that finished is {outcome.reached}." if outcome.reached else "No stage finished."
+        notes.append(note(f"This run stopped at {outcome.stopped_at}. {after}", tone="bad"))
+    kinds = [kind for kind in dig(parts.statistics, "rater_kinds") or [] if kind != "human"]
+    if kinds:
+        text = Markup("<p><strong>No people voted in part or all of this run.</strong> Votes are marked: {}.</p>")
+        notes.append(note(text.format(", ".join(kinds)), tone="warn"))
+    if dig(parts.statistics, "complete") is False:
+        notes.append(note("The human evaluation is not complete: judgements are still missing.", tone="warn"))
+    looser = dig(parts.decision, "policy", "looser_than_production")
+    if looser:
+        notes.append(note(_looser(parts, looser), tone="warn"))
+    notes += [note(f"The {role} artifact could not be read: {why}", tone="bad") for role, why in parts.problems.items()]
+    return notes
+
+
+def _looser(parts: Parts, looser: Sequence[Any]) -> Markup:
+    lines = [
+        item if isinstance(item, str) else ", ".join(f"{k} {_show(v)}" for k, v in item.items()) for item in looser
+    ]
+    return render_template(
+        "<p><strong>The release policy “{{ name }}” is looser than production’s:</strong></p>"
+        "<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>",
+        name=str(dig(parts.decision, "policy", "name") or "unnamed"),
+        lines=lines,
+    )
+
+
+def _headline_figures(parts: Parts, run: RunInfo) -> Markup:
+    human = dig(parts.statistics, "comparisons", "candidate_vs_reference")
+    accuracy = dig(parts.reward_model, "accuracy")
+    history = parts.history_summary or {}
+    kl = dig(parts.metrics, "candidate", "kl", "mean")
+    champion = run.champion
+    seconds = run.seconds_total
+    return figures(
+        [
+            (
+                "Human win rate",
+                dig(human, "win_rate"),
+                f"95 % {format_interval(dig(human, 'ci95'))}, {format_number(dig(human, 'n_prompts'))} prompts",
+            ),
+            ("Reward model's win rate", dig(parts.decision, "divergence", "reward_win_rate"), "calibrated, same pairs"),
+            ("KL, nats per answer", kl, f"target {format_number(history.get('kl_target'), 2)}"),
+            (
+                "Reward model accuracy",
+                dig(accuracy, "value"),
+                f"held-out, 95 % {format_interval(_accuracy_interval(accuracy))}",
+            ),
+            ("Champion now", _champion(run), "" if champion else "no model is live"),
+            ("Time", _duration(seconds), f"seed {run.seed}" if run.seed is not None else ""),
+        ]
+    )
+
+
+def _accuracy_interval(accuracy: Any) -> Sequence[float] | None:
+    return dig(accuracy, "ci95_clustered") or dig(accuracy, "ci95_wilson")
+
+
+def _champion(run: RunInfo) -> str:
+    if run.champion is None:
+        return "none"
+    return f"{run.champion.name} v{run.champion.version}" if run.champion.version else run.champion.name
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _in_words(parts: Parts) -> Markup | None:
+    """Two sentences for a reader who knows none of the terms."""
+    human = dig(parts.statistics, "comparisons", "candidate_vs_reference")
+    if dig(human, "win_rate") is None:
+        return None
+    judged, baseline = (
+        ("live model", "predecessor") if parts.live else ("candidate", "model that training started from")
+    )
+    voters = "Raters" if set(dig(parts.statistics, "rater_kinds") or []) == {"human"} else "Simulated or AI raters"
+    text = (
+        f"{voters} compared answers blind, two at a time, and preferred the {judged} over the {baseline} on "
+        f"{100 * human['win_rate']:.0f} % of prompts ({format_number(human.get('n_prompts'))} prompts, "
+        f"{format_number(human.get('n_votes'))} votes)."
+    )
+    reward = dig(parts.decision, "divergence", "reward_win_rate")
+    if reward is not None:
+        text += f" The reward model alone would have said {100 * reward:.0f} %."
+    return paragraph(text)
+
+
+def _words(name: Any) -> str:
+    return str(name or "").replace("_", " ")
+
+
+def _show(value: Any) -> str:
+    """A value of the gate's table, which may be a number, a text, a range or several named numbers."""
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(key)} {_show(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_show(item) for item in value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format_number(value)

@@ -1,0 +1,105 @@
+"""The outcome of a run in plain words: verdict, reasons, and one paragraph that a newcomer understands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from components.report.parts import Parts, dig
+from components.report.settings import RunInfo
+from components.shared.report import format_number
+
+__all__ = ["STAGES", "Outcome", "judge"]
+
+STAGES: tuple[tuple[str, str], ...] = (
+    ("data validation", "dataset"),
+    ("supervised fine-tuning", "sft"),
+    ("preference collection", "preferences"),
+    ("reward model", "reward_model"),
+    ("PPO", "candidate"),
+    ("evaluation", "evaluation"),
+    ("human evaluation", "evidence"),
+    ("release gate", "decision"),
+)
+"""Stage -> the role of the artifact that it leaves, in order."""
+
+_HEADLINES = {
+    "PROMOTE": "The candidate is better where it counts, and it is the champion now.",
+    "HOLD": "The evidence is not enough to release the candidate. The champion stays.",
+    "BLOCK": "The candidate must not be released. The champion stays.",
+    "ERROR": "The candidate could not be judged. Nothing was released.",
+}
+_LIVE_HEADLINES = {
+    "KEEP": "The live model holds up under fresh evidence and stays.",
+    "HOLD": "Fresh evidence on the live model is not enough to decide. It stays for now.",
+    "ROLLBACK": "Fresh evidence shows harm from the live model. Its predecessor is champion again.",
+    "ERROR": "The live model could not be judged.",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        verdict: The gate's, or BLOCK when the reward model's checks stopped the run, or ERROR when a step failed; None
+            when the run ended without a verdict and without a failure.
+        headline: One sentence on what it means.
+        reasons: Why, most important first.
+        reached: The last stage that left its artifact, in words; None when none did.
+        stopped_at: The stage that stopped the run, in words; None when the gate was reached.
+    """
+
+    verdict: str | None
+    headline: str
+    reasons: list[str]
+    reached: str | None
+    stopped_at: str | None
+
+
+def judge(parts: Parts, run: RunInfo) -> Outcome:
+    """The outcome of a run, also of one that failed or was blocked half-way."""
+    reached, following = _progress(parts)
+    if run.failure is not None or run.status.upper() in ("FAILED", "CANCELLED"):
+        return _failed(parts, run, reached, following)
+    if parts.decision is not None:
+        verdict = str(parts.decision.get("verdict") or "ERROR").upper()
+        headlines = _LIVE_HEADLINES if parts.live else _HEADLINES
+        headline = headlines.get(verdict, "The gate gave its verdict.")
+        return Outcome(
+            verdict, headline, [str(reason) for reason in dig(parts.decision, "reasons") or []], reached, None
+        )
+    if dig(parts.reward_model, "passed") is False:
+        return _blocked_at_reward_model(parts, reached)
+    return Outcome(None, "The run ended without a verdict.", [f"Not reached: {following}."], reached, following)
+
+
+def _progress(parts: Parts) -> tuple[str | None, str]:
+    """The last stage whose artifact is there, and the stage after it."""
+    done = [index for index, (_, role) in enumerate(STAGES) if role in parts.manifests]
+    if not done:
+        return None, STAGES[0][0]
+    return STAGES[done[-1]][0], STAGES[min(done[-1] + 1, len(STAGES) - 1)][0]
+
+
+def _failed(parts: Parts, run: RunInfo, reached: str | None, following: str) -> Outcome:
+    stage = (run.failure.stage if run.failure else None) or following
+    message = run.failure.message if run.failure else f"The pipeline ended as {run.status}."
+    verdict = dig(parts.decision, "verdict")
+    reasons = [f"Failed at {stage}: {message}"]
+    if verdict:
+        reasons += [f"The gate had said {verdict} before that.", *map(str, dig(parts.decision, "reasons") or [])]
+    headline = f"The run failed at {stage}. " + ("" if verdict else "Nothing was released; the champion is unchanged.")
+    return Outcome("ERROR", headline.strip(), reasons, reached, stage)
+
+
+def _blocked_at_reward_model(parts: Parts, reached: str | None) -> Outcome:
+    failed = [check for check in dig(parts.reward_model, "checks") or [] if not check.get("passed")]
+    reasons = [check.get("reason") or _describe_check(check) for check in failed]
+    headline = "The reward model failed its own checks, so no policy was trained against it. The champion stays."
+    return Outcome("BLOCK", headline, reasons or ["The reward model did not pass its checks."], reached, "reward model")
+
+
+def _describe_check(check: dict[str, Any]) -> str:
+    value, threshold = format_number(check.get("value")), format_number(check.get("threshold"))
+    return f"{check.get('name')}: {value}, threshold {threshold}."
