@@ -1,0 +1,54 @@
+# Plumbline. `make demo` and `make test` set up what they need.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SCENARIO ?= good
+SEED ?= 0
+WORKSPACE ?= runs
+PYTEST_WORKERS ?= 2
+# Where torch comes from, e.g. TORCH_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small CPU build.
+TORCH_ARGS ?=
+
+# One thread a process: tiny models on a small machine are many times slower with more. No telemetry.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format ui clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Virtual environment with every version pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_ARGS) -c constraints.txt torch -e '.[data,train,dev]'
+	touch $@
+
+demo: $(STAMP) ## The main job: SCENARIO=good | overoptimized | forced, SEED=0
+	$(BIN)/plumbline demo --scenario $(SCENARIO) --seed $(SEED) --workspace $(WORKSPACE)
+
+test: $(STAMP) ## Every test
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+
+test-fast: $(STAMP) ## Tests that train nothing large
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m 'not slow'
+
+lint: $(STAMP) ## Style, imports and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP) ## Let ruff format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ui: $(STAMP) ## MLflow's UI on the local runs
+	$(BIN)/plumbline ui --workspace $(WORKSPACE)
+
+clean: ## Remove local runs and caches (keeps the environment)
+	rm -rf $(WORKSPACE) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,147 @@
+"""One check a prerequisite: each returns what it found in plain words, or raises with what is missing and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from components.shared.errors import InputError, PlumblineError
+from components.shared.plugins import load_attribute
+
+__all__ = ["check_base_model", "check_data", "check_database", "check_disk", "check_gpu", "check_plug_in", "check_tracking"]
+
+_GIB = 2**30
+_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
+
+
+def check_data(name: str, uri: str) -> str:
+    """A local data path exists and holds something. Remote ones are read by data validation, with their own errors.
+
+    Raises:
+        InputError: No such file or folder, or an empty one.
+    """
+    if "://" in uri:
+        return f"{name}: {uri} (remote)"
+    path = Path(uri)
+    if not path.exists():
+        raise InputError(f"no such {name} file or folder.", where=uri, hint="Check the path under `data` in the settings.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"the {name} file is empty.", where=uri)
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError(f"the {name} folder is empty.", where=uri)
+    return f"{name}: {uri}"
+
+
+def check_base_model(base_model: str) -> str:
+    """A local model folder has a config, a tokenizer and safetensors weights; anything else is taken as a hub id.
+
+    Raises:
+        InputError: A part of the folder is missing.
+    """
+    folder = Path(base_model)
+    if not folder.is_dir():
+        if base_model.startswith((".", "/", "~")):
+            raise InputError("no such model folder.", where=base_model, hint="Give a folder or a hub id as `base_model`.")
+        return f"base model: {base_model} (from the hub)"
+    names = {file.name for file in folder.iterdir()}
+    for present, what in (
+        ("config.json" in names, "config.json"),
+        (any(name.endswith(_WEIGHT_SUFFIXES) for name in names), "safetensors weights"),
+        (any(name.startswith("tokenizer") for name in names), "tokenizer"),
+    ):
+        if not present:
+            raise InputError(
+                f"the model folder has no {what}.", where=base_model, hint="Save model and tokenizer with save_pretrained()."
+            )
+    return f"base model: {base_model}"
+
+
+def check_disk(folder: str | Path, min_free_gib: float) -> str:
+    """Enough free disk where artifacts go.
+
+    Raises:
+        PlumblineError: Less free than asked for.
+    """
+    free = shutil.disk_usage(folder).free / _GIB
+    if free < min_free_gib:
+        raise PlumblineError(
+            f"{free:.1f} GiB of disk free, {min_free_gib:g} GiB needed.",
+            where=str(folder),
+            hint="Free some, or lower prerequisites.min_free_disk_gib.",
+        )
+    return f"disk: {free:.0f} GiB free"
+
+
+def check_gpu(require_gpu: bool) -> str:
+    """The device that training will use.
+
+    Raises:
+        PlumblineError: A GPU is required and none is visible.
+    """
+    visible = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+    if require_gpu and not visible:
+        raise PlumblineError(
+            "no GPU is visible.",
+            where="prerequisites.require_gpu",
+            hint="Schedule the step on a GPU node, or set it to false to train on the CPU.",
+        )
+    return "device: GPU" if visible else "device: CPU"
+
+
+def check_plug_in(reference: str) -> str:
+    """A plug-in can be imported.
+
+    Raises:
+        InputError: It cannot.
+    """
+    load_attribute(reference)
+    return f"plug-in: {reference}"
+
+
+def check_tracking() -> str:
+    """The MLflow server answers.
+
+    Raises:
+        PlumblineError: It does not.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return "MLflow: not configured; metrics go to the log"
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from components.shared.tracking import pipeline_run_id
+
+    try:
+        pipeline_run_id()
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise PlumblineError(
+            f"MLflow does not answer: {error}", where="MLFLOW_TRACKING_URI", hint="Check address, login and --allowed-hosts."
+        ) from error
+    return "MLflow: answers"
+
+
+def check_database() -> str:
+    """The evidence database answers.
+
+    Raises:
+        PlumblineError: It is not configured, or does not answer.
+    """
+    import sqlalchemy
+
+    url = os.environ.get("PLUMBLINE_DATABASE_URL")
+    if not url:
+        raise PlumblineError(
+            "no evidence database is configured.", where="PLUMBLINE_DATABASE_URL", hint="Set it to a SQLAlchemy URL."
+        )
+    try:
+        engine = sqlalchemy.create_engine(url)
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("select 1"))
+        engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        raise PlumblineError(
+            f"the evidence database does not answer: {error}", where="PLUMBLINE_DATABASE_URL", hint="Check URL and login."
+        ) from error
+    return f"evidence database: answers ({sqlalchemy.engine.make_url(url).drivername})"

@@ -1,0 +1,65 @@
+"""Kubeflow component of the prerequisites step."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.shared.images import LIGHT_IMAGE
+
+__all__ = ["prerequisites"]
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def prerequisites(
+    base_model: str,
+    sft_data: str,
+    prompt_data: str,
+    preference_data: str,
+    model_name: str,
+    settings: dict,
+) -> NamedTuple("Outputs", [("champion_version", str), ("champion_digest", str), ("champion_uri", str)]):
+    """Checks data, model, disk, device, plug-ins, MLflow and database, and resolves the champion to a digest.
+
+    Args:
+        base_model: Model folder or hub id that training starts from.
+        sft_data: Demonstrations.
+        prompt_data: Prompts.
+        preference_data: Preference pairs; empty when they are collected by this run.
+        model_name: Registered model whose champion the candidate is compared with.
+        settings: PrerequisitesSettings.
+
+    Returns:
+        Version, digest and URI of the champion; empty strings when there is none yet.
+    """
+    from collections import namedtuple
+
+    from components.prerequisites.stage import run
+
+    data = {"sft": sft_data, "prompts": prompt_data, "preferences": preference_data}
+    champion = run(base_model=base_model, data=data, model_name=model_name, settings=settings)
+    outputs = namedtuple("Outputs", ["champion_version", "champion_digest", "champion_uri"])
+    return outputs(champion.version, champion.digest, champion.uri) if champion else outputs("", "", "")
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def live_models(
+    model_name: str,
+) -> NamedTuple(
+    "Outputs",
+    [("live_version", str), ("live_digest", str), ("live_uri", str), ("predecessor_digest", str), ("predecessor_uri", str)],
+):
+    """Resolves the live champion and the model that it replaced to digests, so that soak compares the right two.
+
+    Args:
+        model_name: Registered model.
+
+    Returns:
+        Version, digest and URI of the live model; digest and URI of its predecessor.
+    """
+    from collections import namedtuple
+
+    from components.prerequisites.stage import resolve_live
+
+    live, predecessor = resolve_live(model_name)
+    outputs = namedtuple("Outputs", ["live_version", "live_digest", "live_uri", "predecessor_digest", "predecessor_uri"])
+    return outputs(live.version, live.digest, live.uri, predecessor.digest, predecessor.uri)

@@ -1,0 +1,86 @@
+"""Tracking: steps are children of their pipeline, and a broken server never costs a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.shared.progress import PROGRESS_VARIABLE, track
+from components.shared.tracking import close_pipeline_run, stage_run
+
+
+@pytest.fixture
+def store(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PLUMBLINE_RUN_ID", "run-1")
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "progress.jsonl"))
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return tmp_path
+
+
+def _runs():
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("plumbline")
+    assert experiment is not None
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_steps_are_children_of_one_pipeline_run_with_their_outcome(store: Path) -> None:
+    with stage_run("sft", settings={"lora": {"rank": 8}}, seed=3) as run:
+        run.log_metrics({"loss": 0.5, "absent": None, "bad": float("nan")}, step=7)
+    with pytest.raises(ValueError, match="too hot"), stage_run("ppo"):
+        raise ValueError("too hot")
+    close_pipeline_run("FAILED")
+    runs = _runs()
+    parent = runs["run-1"].info.run_id
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "run-1": "FAILED",
+        "sft": "FINISHED",
+        "ppo": "FAILED",
+    }
+    assert runs["sft"].data.tags["mlflow.parentRunId"] == runs["ppo"].data.tags["mlflow.parentRunId"] == parent
+    assert runs["sft"].data.params == {"lora.rank": "8", "seed": "3"}
+    assert runs["sft"].data.metrics == {"loss": 0.5}
+    assert "too hot" in runs["ppo"].data.tags["plumbline.error"]
+
+
+def test_a_step_killed_in_the_middle_does_not_stay_running(store: Path) -> None:
+    killed = stage_run("ppo")
+    killed.__enter__()
+    close_pipeline_run("FAILED")
+    assert _runs()["ppo"].info.status == "KILLED"
+
+
+def test_a_run_that_kubeflow_opened_is_joined_and_left_open(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    opened = client.create_run(client.create_experiment("plumbline"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
+    with stage_run("sft") as run:
+        run.log_metrics({"loss": 1.0})
+    found = client.get_run(opened.info.run_id)
+    assert found.data.metrics == {"loss": 1.0}
+    assert found.info.status == "RUNNING"
+
+
+def test_a_dead_server_costs_metrics_and_nothing_else(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with stage_run("sft", settings={"a": 1}) as run:
+        run.log_metrics({"loss": 1.0})
+        trained = True
+    assert trained
+
+
+def test_watchers_hear_of_start_progress_and_failure(store: Path) -> None:
+    with pytest.raises(KeyError), stage_run("sft"):
+        list(track(range(3), "epochs"))
+        raise KeyError("weights")
+    events = [json.loads(line) for line in (store / "progress.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["started", "progress", "progress", "failed"]
+    assert events[2]["done"] == events[2]["total"] == 3
+    assert "weights" in events[3]["error"]
