@@ -1,0 +1,200 @@
+"""The evidence database: opened and migrated, batches and judgements added, judgements read.
+
+Adding is idempotent: a row whose id is there already is left alone, so a step that was killed and runs again, or two
+that run at once, never count a vote twice. What belongs together is one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, func, inspect, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from components.human_eval.batch import Batch, Item
+from components.human_eval.schema import BatchRow, EvidenceBase, ItemRow, JudgementRow
+from components.shared.errors import InputError, PlumblineError
+from components.shared.files import digest_of
+from components.shared.ledger_table import DATABASE_VARIABLE, database_url, open_engine, sqlite_file
+
+__all__ = ["EvidenceDatabase", "Judgement", "judgement_id", "open_database", "utc_now"]
+
+_MIGRATIONS = Path(__file__).resolve().parent / "migrations"
+_MIGRATION_LOCK = 0x706C756D62
+"""Any constant: processes that migrate one Postgres database wait for each other on it."""
+
+_INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_ID_LENGTH = 32
+_ROWS_AT_ONCE = 2000
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one rater said about one item; see `JudgementRow`."""
+
+    judgement_id: str
+    item_id: str
+    rater: str
+    rater_kind: Literal["human", "ai", "simulated"]
+    kind: Literal["vote", "gold", "repeat"]
+    swapped: bool
+    choice: Literal["a", "b", "tie", "both_bad"]
+    flags_a: list[str]
+    flags_b: list[str]
+    created_at: str
+    rationale: str | None = None
+    revision: int = 0
+    supersedes: str | None = None
+
+
+class EvidenceDatabase:
+    """Batches and judgements in one database. Nothing is ever changed in place.
+
+    Args:
+        engine: SQLite or Postgres, migrated; `open_database` makes it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def open_batch(self, batch: Batch) -> None:
+        """Stores a batch and its items; a batch that is there already stays as it is."""
+        row = {
+            "batch_id": batch.batch_id,
+            "evaluation_digest": batch.evaluation_digest,
+            "dataset_digest": batch.dataset_digest,
+            "models": batch.models,
+            "settings": batch.settings.model_dump(mode="json"),
+            "seed": batch.seed,
+            "created_at": utc_now(),
+        }
+        with self._transaction(write=True) as connection:
+            self._add(connection, BatchRow, [row])
+            self._add(connection, ItemRow, [_item_row(batch.batch_id, item) for item in batch.items])
+
+    def add_judgements(self, judgements: Sequence[Judgement]) -> set[str]:
+        """Stores judgements, all or none.
+
+        Returns:
+            Ids of those that this call stored; the others were there already and stay as they are.
+
+        Raises:
+            PlumblineError: The database refused: unknown item, a correction of what was corrected already, or failure.
+        """
+        with self._transaction(write=True) as connection:
+            return self._add(connection, JudgementRow, [asdict(judgement) for judgement in judgements])
+
+    def judgements(self, batch_id: str) -> list[Judgement]:
+        """All judgements on a batch as given, superseded ones too, oldest first."""
+        table = JudgementRow.__table__
+        query = (
+            select(table)
+            .join(ItemRow.__table__, table.c.item_id == ItemRow.__table__.c.item_id)
+            .where(ItemRow.__table__.c.batch_id == batch_id)
+            .order_by(table.c.created_at, table.c.judgement_id)
+        )
+        with self._transaction() as connection:
+            return [Judgement(**row) for row in connection.execute(query).mappings()]
+
+    def _add(self, connection: Connection, model: type[EvidenceBase], rows: Sequence[dict[str, Any]]) -> set[str]:
+        table = model.__table__
+        (key,) = inspect(model).primary_key
+        insert = _INSERTS[connection.dialect.name](table).on_conflict_do_nothing(index_elements=[key]).returning(key)
+        added: set[str] = set()
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            added |= set(connection.execute(insert, list(rows[first : first + _ROWS_AT_ONCE])).scalars())
+        return added
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[Connection]:
+        try:
+            with self._engine.connect().execution_options(write=write) as connection, connection.begin():
+                yield connection
+        except SQLAlchemyError as error:
+            raise PlumblineError(
+                f"the evidence database refused: {_first_line(error)}", where=DATABASE_VARIABLE
+            ) from error
+
+
+def open_database(url: str | None = None) -> EvidenceDatabase:
+    """Opens the evidence database and brings its tables up to date; safe when several processes do so at once.
+
+    Args:
+        url: SQLAlchemy URL; PLUMBLINE_DATABASE_URL if None.
+
+    Raises:
+        InputError: No URL, an unsupported database, one that does not answer, or one of a newer Plumbline.
+    """
+    url = url or database_url()
+    file = sqlite_file(url)
+    try:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        engine = open_engine(url)
+        if engine.dialect.name not in _INSERTS:
+            raise InputError(f"{engine.dialect.name} is not supported.", where=DATABASE_VARIABLE, hint="Use Postgres.")
+        _migrate(engine)
+    except (SQLAlchemyError, OSError, ImportError) as error:
+        raise InputError(
+            f"cannot open the evidence database: {_first_line(error)}",
+            where=DATABASE_VARIABLE,
+            hint="Check the URL, its driver, and that the database answers.",
+        ) from error
+    return EvidenceDatabase(engine)
+
+
+def judgement_id(item_id: str, rater: str, kind: str, revision: int = 0) -> str:
+    """The id that the same judgement always gets."""
+    return digest_of([item_id, rater, kind, revision])[:_ID_LENGTH]
+
+
+def utc_now() -> str:
+    """Now, in UTC, ISO 8601 with microseconds: text that sorts by time."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _migrate(engine: Engine) -> None:
+    """Alembic within one transaction that holds the write lock, so that one process migrates and the others wait."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    with engine.connect().execution_options(write=True) as connection, connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise InputError(
+                f"the evidence tables are of another version: {error}.",
+                where=DATABASE_VARIABLE,
+                hint="Run the Plumbline version that last migrated this database, or a newer one.",
+            ) from error
+
+
+def _item_row(batch_id: str, item: Item) -> dict[str, Any]:
+    return {
+        "item_id": item.item_id,
+        "batch_id": batch_id,
+        "comparison": item.comparison,
+        "kind": item.kind,
+        "position": item.position,
+        "prompt_id": item.record.id,
+        "slice": item.record.slice,
+        "prompt": item.record.model_dump(mode="json")["prompt"],
+        "first": item.first.as_json(),
+        "second": item.second.as_json(),
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
