@@ -249,7 +249,7 @@ def _lengths(dataset: Dataset) -> list[int]:
 
 
 def model_source_digest(source: str, model: Any) -> str:
-    """What training starts from: an artifact's digest, else one of a folder's files, else of a hub id and its commit."""
+    """What training starts from: an artifact's digest, else one of a folder's files, or of a hub id and commit."""
     folder = Path(source)
     if (folder / MANIFEST).is_file():
         return read_json(folder / MANIFEST)["digest"]
