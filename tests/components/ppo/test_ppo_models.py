@@ -1,0 +1,165 @@
+"""Log-probabilities, values and gradients of both parameterisations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_ppo import make_gpt2_policy, make_models, make_policy, make_settings, make_tokenizer, make_trainer
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from components.ppo.models import SharedBackbone
+from components.ppo.packing import pack, unpack
+from components.ppo.rollout import Rollout
+from components.ppo.scoring import token_logprobs
+from components.shared.models import load_policy
+from components.shared.scoring import response_logprobs
+
+PROMPTS = [[1, 4], [1, 5, 6, 7], [1]]
+RESPONSES = [[8, 9, 2], [4, 2], [10, 11, 12, 13, 5]]
+CPU = torch.device("cpu")
+
+
+def _make_capped_policy() -> Any:
+    """A model whose logits are capped after the head."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=14,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+        initializer_range=0.5,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    return Gemma2ForCausalLM(config).eval()
+
+
+def _packed_logprobs(models: Any, *, temperature: float = 1.0) -> list[torch.Tensor]:
+    batch = pack(PROMPTS, RESPONSES, pad_id=0, device=CPU)
+    packed = token_logprobs(models.policy_logits(batch), batch, temperature=temperature)
+    return list(packed.detach().split([len(response) for response in RESPONSES]))
+
+
+@pytest.mark.parametrize("make", [make_policy, make_gpt2_policy, _make_capped_policy])
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_equal_those_of_the_shared_scorer(make: Any, parameterisation: str, temperature: float) -> None:
+    policy = make()
+    expected = response_logprobs(policy, make_tokenizer(), PROMPTS, RESPONSES, temperature=temperature)
+    models = make_models(make_settings(parameterisation=parameterisation), policy=policy)
+
+    for ours, theirs in zip(_packed_logprobs(models, temperature=temperature), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+def test_reference_stays_while_the_policy_moves(parameterisation: str) -> None:
+    trainer = make_trainer(parameterisation=parameterisation)
+    batch = pack(PROMPTS, RESPONSES, pad_id=0, device=CPU)
+    before = trainer.models.reference_logits(batch)
+    start = trainer.models.policy_logits(batch).detach()
+
+    for _ in range(2):
+        trainer.step()
+
+    assert torch.equal(start, before)
+    assert torch.equal(trainer.models.reference_logits(batch), before)
+    assert not torch.allclose(trainer.models.policy_logits(batch), before)
+
+
+def test_adapters_of_policy_and_value_are_apart() -> None:
+    models = make_models(make_settings(parameterisation="lora"))
+    assert isinstance(models, SharedBackbone)
+    batch = pack(PROMPTS, RESPONSES, pad_id=0, device=CPU)
+    policy, value = models.policy_parameters(), models.value_parameters()
+
+    models.policy_logits(batch).sum().backward()
+    policy_moved = {name for name, parameter in policy.items() if parameter.grad is not None}
+    value_moved = {name for name, parameter in value.items() if parameter.grad is not None}
+
+    assert policy_moved == set(policy)
+    assert not value_moved
+    assert not set(policy) & set(value)
+
+
+def test_value_model_with_a_zero_head_values_everything_at_zero() -> None:
+    models = make_models(make_settings(value_init="policy"))
+
+    assert models.values(pack(PROMPTS, RESPONSES, pad_id=0, device=CPU)).abs().max() == 0
+
+
+def test_lora_candidate_computes_what_the_policy_computed(tmp_path: Any) -> None:
+    trainer = make_trainer(parameterisation="lora")
+    trainer.step()
+    expected = _packed_logprobs(trainer.models)
+
+    trainer.models.save_candidate(
+        make_tokenizer(), tmp_path, origin={"base_model": "tiny", "base_digest": "0" * 64}, step=1
+    )
+
+    saved = response_logprobs(load_policy(tmp_path), make_tokenizer(), PROMPTS, RESPONSES)
+    for ours, theirs in zip(expected, saved, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_unpack_puts_tokens_back_where_they_were() -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+
+    padded = unpack(torch.tensor([1.0, 2.0, 3.0]), mask)
+
+    assert padded.tolist() == [[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]
+    assert padded[mask].tolist() == [1.0, 2.0, 3.0]
+
+
+def _make_rollout(lengths: list[tuple[int, int]]) -> Rollout:
+    generator = torch.Generator().manual_seed(len(lengths))
+
+    def draw(size: int) -> list[int]:
+        return torch.randint(4, 14, (size,), generator=generator).tolist()
+
+    responses = [draw(response) for _, response in lengths]
+    return Rollout(
+        slices=["all"] * len(lengths),
+        prompts_ids=[draw(prompt) for prompt, _ in lengths],
+        responses_ids=responses,
+        finished=[True] * len(lengths),
+        decode_logprobs=[[0.0] * len(response) for response in responses],
+    )
+
+
+def _gradients(rollout: Rollout, order: list[int], *, parameterisation: str, microbatch: int) -> list[torch.Tensor]:
+    trainer = make_trainer(microbatch=microbatch, parameterisation=parameterisation)
+    scores = trainer.score(rollout)
+    trainer._updater.accumulate_gradients(rollout, scores, trainer.advantages(scores), order)
+    parameters = trainer.models.policy_parameters() | trainer.models.value_parameters()
+    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=7),
+    microbatch=st.integers(2, 8),
+    parameterisation=st.sampled_from(["full", "lora"]),
+    data=st.data(),
+)
+def test_gradient_depends_on_neither_padding_nor_order_nor_microbatch(
+    lengths: list[tuple[int, int]], microbatch: int, parameterisation: str, data: st.DataObject
+) -> None:
+    """One sequence a micro-batch has no padding at all; several in a micro-batch are padded to the longest."""
+    rollout = _make_rollout(lengths)
+    order = data.draw(st.permutations(range(len(lengths))))
+
+    alone = _gradients(rollout, list(range(len(lengths))), parameterisation=parameterisation, microbatch=1)
+    together = _gradients(rollout, list(order), parameterisation=parameterisation, microbatch=microbatch)
+
+    assert len(alone) == len(together)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one, other, atol=1e-5, rtol=1e-4)
