@@ -1,4 +1,4 @@
-"""One check a prerequisite: each returns what it found in plain words, or raises with what is missing and what to do."""
+"""One check a prerequisite: it returns what it found in plain words, or raises with what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from pathlib import Path
 from components.shared.errors import InputError, PlumblineError
 from components.shared.plugins import load_attribute
 
-__all__ = ["check_base_model", "check_data", "check_database", "check_disk", "check_gpu", "check_plug_in", "check_tracking"]
+__all__ = [
+    "check_base_model",
+    "check_data",
+    "check_database",
+    "check_disk",
+    "check_gpu",
+    "check_plug_in",
+    "check_tracking",
+]
 
 _GIB = 2**30
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
@@ -25,7 +33,9 @@ def check_data(name: str, uri: str) -> str:
         return f"{name}: {uri} (remote)"
     path = Path(uri)
     if not path.exists():
-        raise InputError(f"no such {name} file or folder.", where=uri, hint="Check the path under `data` in the settings.")
+        raise InputError(
+            f"no such {name} file or folder.", where=uri, hint="Check the path under `data` in the settings."
+        )
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"the {name} file is empty.", where=uri)
     if path.is_dir() and not any(path.iterdir()):
@@ -42,7 +52,9 @@ def check_base_model(base_model: str) -> str:
     folder = Path(base_model)
     if not folder.is_dir():
         if base_model.startswith((".", "/", "~")):
-            raise InputError("no such model folder.", where=base_model, hint="Give a folder or a hub id as `base_model`.")
+            raise InputError(
+                "no such model folder.", where=base_model, hint="Give a folder or a hub id as `base_model`."
+            )
         return f"base model: {base_model} (from the hub)"
     names = {file.name for file in folder.iterdir()}
     for present, what in (
@@ -52,7 +64,9 @@ def check_base_model(base_model: str) -> str:
     ):
         if not present:
             raise InputError(
-                f"the model folder has no {what}.", where=base_model, hint="Save model and tokenizer with save_pretrained()."
+                f"the model folder has no {what}.",
+                where=base_model,
+                hint="Save model and tokenizer with save_pretrained().",
             )
     return f"base model: {base_model}"
 
@@ -117,7 +131,9 @@ def check_tracking() -> str:
         pipeline_run_id()
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise PlumblineError(
-            f"MLflow does not answer: {error}", where="MLFLOW_TRACKING_URI", hint="Check address, login and --allowed-hosts."
+            f"MLflow does not answer: {error}",
+            where="MLFLOW_TRACKING_URI",
+            hint="Check address, login and --allowed-hosts.",
         ) from error
     return "MLflow: answers"
 
@@ -142,6 +158,8 @@ def check_database() -> str:
         engine.dispose()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         raise PlumblineError(
-            f"the evidence database does not answer: {error}", where="PLUMBLINE_DATABASE_URL", hint="Check URL and login."
+            f"the evidence database does not answer: {error}",
+            where="PLUMBLINE_DATABASE_URL",
+            hint="Check URL and login.",
         ) from error
     return f"evidence database: answers ({sqlalchemy.engine.make_url(url).drivername})"

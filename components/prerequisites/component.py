@@ -39,27 +39,3 @@ def prerequisites(
     champion = run(base_model=base_model, data=data, model_name=model_name, settings=settings)
     outputs = namedtuple("Outputs", ["champion_version", "champion_digest", "champion_uri"])
     return outputs(champion.version, champion.digest, champion.uri) if champion else outputs("", "", "")
-
-
-@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
-def live_models(
-    model_name: str,
-) -> NamedTuple(
-    "Outputs",
-    [("live_version", str), ("live_digest", str), ("live_uri", str), ("predecessor_digest", str), ("predecessor_uri", str)],
-):
-    """Resolves the live champion and the model that it replaced to digests, so that soak compares the right two.
-
-    Args:
-        model_name: Registered model.
-
-    Returns:
-        Version, digest and URI of the live model; digest and URI of its predecessor.
-    """
-    from collections import namedtuple
-
-    from components.prerequisites.stage import resolve_live
-
-    live, predecessor = resolve_live(model_name)
-    outputs = namedtuple("Outputs", ["live_version", "live_digest", "live_uri", "predecessor_digest", "predecessor_uri"])
-    return outputs(live.version, live.digest, live.uri, predecessor.digest, predecessor.uri)

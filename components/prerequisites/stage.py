@@ -1,6 +1,7 @@
-"""First step of a run: says in plain words what is missing before a GPU hour is spent, and pins the champion to a digest.
+"""First step of a run: says in plain words what is missing before a GPU hour is spent, and pins the champion.
 
-Every later step uses that digest and not the alias, so a promotion in the middle of the run cannot change what it is compared with.
+Every later step uses the champion's digest and not the alias, so that a promotion in the middle of the run cannot
+change what it is compared with.
 """
 
 from __future__ import annotations

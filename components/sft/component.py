@@ -12,6 +12,7 @@ def sft(
     data: dsl.Input[dsl.Dataset],
     policy: dsl.Output[dsl.Model],
     base_model: str,
+    base_model_digest: str,
     seed: int,
     settings: dict,
     code_digest: str,
@@ -22,6 +23,7 @@ def sft(
         data: Validated data with demonstrations (`sft/train.jsonl`, `sft/heldout.jsonl`).
         policy: The fine-tuned policy: full weights, tokenizer, training history, held-out loss.
         base_model: Folder of a causal language model, or its hub id.
+        base_model_digest: Digest of the folder's files, so that the cache sees a change of them.
         seed: Seed of every random choice.
         settings: Settings of the stage; see components/sft/settings.py.
         code_digest: Digest of the stage's code, so that the cache sees a change of it.

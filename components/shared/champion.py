@@ -32,12 +32,14 @@ class Champion:
         version: Its version in the registry.
         digest: sha256 of the policy artifact.
         uri: Where the artifact lies (a registry URI or a folder).
+        run: The pipeline run that made it; empty if it was registered outside one.
     """
 
     name: str
     version: str
     digest: str
     uri: str
+    run: str = ""
 
 
 def resolve_champion(model_name: str, *, url: str | None = None) -> Champion | None:
@@ -70,7 +72,13 @@ def resolve_champion(model_name: str, *, url: str | None = None) -> Champion | N
             hint="The ledger was altered; run `plumbline verify`.",
         )
     release = registered[live[0]]
-    return Champion(name=model_name, version=live[0], digest=release["digest"], uri=release["uri"])
+    return Champion(
+        name=model_name,
+        version=live[0],
+        digest=release["digest"],
+        uri=release["uri"],
+        run=release.get("run", ""),
+    )
 
 
 def download_policy(uri: str, digest: str, folder: str | Path) -> Artifact:

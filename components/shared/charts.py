@@ -63,6 +63,7 @@ class Series:
         upper: Upper ends of the intervals, `(n,)`, or None.
         markers: Marks each point; for few points.
         colour: Index of the series colour, by default its place in the chart.
+        faint: A thin plain line, for what stands in the background.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Series:
     upper: Sequence[float | None] | None = None
     markers: bool = False
     colour: int | None = None
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Panel:
         references: Horizontal lines by name, such as a target.
         y_range: Fixed limits of the y axis.
         height: In inches.
+        legend: Whether the series are named; once is enough where panels share their series.
     """
 
     y_label: str
@@ -91,6 +94,7 @@ class Panel:
     references: Mapping[str, float] = field(default_factory=dict)
     y_range: tuple[float, float] | None = None
     height: float = 1.75
+    legend: bool = True
 
 
 def svg_line(
@@ -240,7 +244,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         if math.isfinite(value):
             axes.axhline(value, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=_label(name), zorder=1)
     for index, line in enumerate(panel.series):
-        _draw_series(axes, line, index if line.colour is None else line.colour)
+        _draw_series(axes, line, index, named=panel.legend)
     axes.set_ylabel(panel.y_label)
     axes.grid(color=_GRID, linewidth=0.8)
     if panel.y_range is not None:
@@ -248,10 +252,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     _legend(axes)
 
 
-def _draw_series(axes: Axes, line: Series, index: int) -> None:
+def _draw_series(axes: Axes, line: Series, index: int, *, named: bool) -> None:
     if len(line.x) != len(line.y):
         raise PlumblineError(f"{len(line.x)} positions for {len(line.y)} values.", where=f"chart series {line.name!r}")
-    colour = _SERIES[index % len(_SERIES)]
+    colour = _SERIES[(index if line.colour is None else line.colour) % len(_SERIES)]
     x, y = _numbers(line.x), _numbers(line.y)
     marker = _MARKERS[index % len(_MARKERS)] if line.markers or np.isfinite(y).sum() == 1 else None
     if line.lower is not None and line.upper is not None:
@@ -260,17 +264,20 @@ def _draw_series(axes: Axes, line: Series, index: int) -> None:
             axes.vlines(x, lower, upper, color=colour, linewidth=1.4, alpha=0.8, zorder=2)
         else:
             axes.fill_between(x, lower, upper, color=colour, alpha=0.16, linewidth=0)
-    dashes: Any = _DASHES[index % len(_DASHES)]
+    dashes: Any = "-" if line.faint else _DASHES[index % len(_DASHES)]
+    width, opacity, order = (1.1, 0.75, 2) if line.faint else (1.8, 1.0, 3)
+    label = _label(line.name) if named else None
     axes.plot(
         x,
         y,
         color=colour,
-        linewidth=1.8,
+        linewidth=width,
+        alpha=opacity,
         linestyle=dashes,
         marker=marker,
         markersize=5,
-        label=_label(line.name),
-        zorder=3,
+        label=label,
+        zorder=order,
     )
 
 

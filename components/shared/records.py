@@ -101,6 +101,8 @@ def prompt_text(prompt: Prompt) -> str:
 
 def normalise_text(text: str) -> str:
     """NFKC, lower case, invisible characters removed, runs of white space as one space."""
+    if text.isascii():  # nothing to compose or remove, and much faster
+        return " ".join(text.lower().split())
     visible = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return " ".join("".join(visible).casefold().split())
 

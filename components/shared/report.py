@@ -93,7 +93,7 @@ def render_page(
     )
 
 
-def render_template(text: str, **values: Any) -> Markup:
+def render_template(text: str, /, **values: Any) -> Markup:
     """Renders a Jinja2 template written in our own source with autoescaping; a missing name is an error.
 
     Args:
@@ -175,7 +175,7 @@ def format_interval(interval: Sequence[float | None] | None, digits: int = 3) ->
     """`[0.512, 0.634]`; an open or unknown end is `ABSENT`, no interval at all is `ABSENT`."""
     if interval is None or all(end is None for end in interval):
         return ABSENT
-    return "[" + ", ".join(format_number(end, digits) for end in interval) + "]"
+    return "[" + ",\u00a0".join(format_number(end, digits) for end in interval) + "]"
 
 
 def _badge(text: str, *, large: bool) -> Markup:

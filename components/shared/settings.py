@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.shared.errors import InputError
 
-__all__ = ["StrictModel", "load_settings", "parse_settings"]
+__all__ = ["StrictModel", "as_parameter", "load_settings", "parse_settings"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -21,11 +21,19 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+_NULL = "null"
+
+
+def as_parameter(model: BaseModel) -> dict[str, Any]:
+    """Settings as a KFP parameter. KFP has no null: None becomes the string `null`, which `parse_settings` turns back."""
+    return _replace(model.model_dump(mode="json"), None, _NULL)
+
+
 def parse_settings(values: Any, model: type[Model], *, where: str) -> Model:
     """Validates `values` against `model`.
 
     Args:
-        values: Parsed YAML or JSON; None stands for an empty mapping.
+        values: Parsed YAML or JSON; None stands for an empty mapping, the string `null` for None.
         model: The settings model.
         where: What the values came from, for the error.
 
@@ -33,7 +41,7 @@ def parse_settings(values: Any, model: type[Model], *, where: str) -> Model:
         InputError: One line per fault, each with its dotted path.
     """
     try:
-        return model.model_validate({} if values is None else values)
+        return model.model_validate({} if values is None else _replace(values, _NULL, None))
     except ValidationError as error:
         faults = "; ".join(_describe(fault) for fault in error.errors())
         raise InputError(f"settings are not valid: {faults}.", where=where) from error
@@ -53,6 +61,14 @@ def load_settings(path: str | Path, model: type[Model]) -> Model:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"is not valid YAML: {error}.", where=str(path)) from error
     return parse_settings(values, model, where=str(path))
+
+
+def _replace(value: Any, old: Any, new: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace(item, old, new) for item in value]
+    return new if value is old or (isinstance(value, str) and value == old) else value
 
 
 def _describe(fault: Any) -> str:

@@ -3,10 +3,11 @@
 Which run is the parent is environment, not a parameter, so that it never changes a cache key:
 
 - `MLFLOW_RUN_ID` set: Kubeflow Pipelines opened a run for this task, and the step joins it;
-- otherwise the step opens a run of its own under the run tagged with `PLUMBLINE_RUN_ID` (created by whichever step comes first);
+- otherwise the step opens a run of its own under the run tagged with `PLUMBLINE_RUN_ID` (opened by whichever is first);
 - no `MLFLOW_TRACKING_URI`: metrics go to the log, and training goes on.
 
-A tracking server that fails in the middle of a step never costs a trained model: the failure is logged and the step goes on.
+A tracking server that fails in the middle of a step never costs a trained model: the failure is logged and the step
+goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from components.shared.progress import announce
 
-__all__ = ["StageRun", "close_pipeline_run", "pipeline_run_id", "stage_run"]
+__all__ = ["StageRun", "close_pipeline_run", "pipeline_run", "pipeline_run_id", "stage_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class StageRun:
 
 @contextlib.contextmanager
 def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: int | None = None) -> Iterator[StageRun]:
-    """Opens the step's MLflow run and closes it with the step's outcome; tells watchers that the step started and ended.
+    """Opens the step's MLflow run and closes it with the step's outcome; tells watchers when the step starts and ends.
 
     Args:
         stage: The step's name.
@@ -113,6 +114,11 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
         raise
     _end(run, "FINISHED")
     announce(stage, "finished")
+
+
+def pipeline_run() -> str:
+    """The pipeline run that this step belongs to; empty outside one."""
+    return os.environ.get("PLUMBLINE_RUN_ID", "")
 
 
 def pipeline_run_id() -> str | None:

@@ -1,0 +1,276 @@
+"""`plumbline`: the command line.
+
+Every command answers `--help`; those that tell something take `--json`. Heavy modules are imported by the command that
+needs them, so that help comes at once. Exit status: 0 done, 1 a step or the run failed, 2 wrong use or input.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+__all__ = ["main"]
+
+_EXIT_FAILED = 1
+_EXIT_INPUT = 2
+
+_workspace = click.option(
+    "--workspace", default="runs", show_default=True, help="Folder of local runs.", type=click.Path(file_okay=False)
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+_reason = click.option("--reason", required=True, help="Why; it stands in the ledger for good.")
+_actor = click.option("--actor", default=None, help="Who acts; default: PLUMBLINE_ACTOR, else the login name.")
+
+
+def main() -> None:
+    """Entry point: errors that are meant for a person are printed without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    from components.shared.errors import PlumblineError
+
+    try:
+        cli(standalone_mode=True)
+    except PlumblineError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(_EXIT_INPUT)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="plumbline", prog_name="plumbline")
+def cli() -> None:
+    """Plumbline: RLHF on Kubeflow Pipelines, with a human gate and a way back.
+
+    Train with `run`, see with `status` and `history`, prove with `verify`, go back with `rollback`.
+    """
+
+
+@cli.command()
+@click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
+@click.option("--seed", type=click.IntRange(min=0), help="Overrides the seed of the settings.")
+@_as_json
+def run(settings_file: str, seed: int | None, as_json: bool) -> None:
+    """Run the whole pipeline on this machine.
+
+    What did not change since an earlier run is reused; a training step that was killed goes on from its checkpoint.
+    """
+    from pipelines.settings import load_run_settings
+
+    settings = load_run_settings(settings_file)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+    from pipelines.runs import run_rlhf
+
+    _finish(run_rlhf(settings, console=_console()), as_json)
+
+
+@cli.command()
+@click.option(
+    "--run", "run_id", default=None, help="The run that released the live model; default: found by the ledger."
+)
+@click.option("--model", "model_name", required=True, help="Registered model.")
+@_workspace
+@_as_json
+def soak(run_id: str | None, model_name: str, workspace: str, as_json: bool) -> None:
+    """Collect fresh human evidence on the live model, and roll back if it shows harm."""
+    from pipelines.runs import run_soak
+
+    _finish(run_soak(workspace, model_name, run_id=run_id, console=_console()), as_json)
+
+
+@cli.command()
+@click.option("--scenario", type=click.Choice(["good", "overoptimized", "forced"]), default="good", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@_workspace
+@_as_json
+def demo(scenario: str, seed: int, workspace: str, as_json: bool) -> None:
+    """Run the demonstration: a tiny model, a hidden taste, simulated raters.
+
+    good: KL held to its target; people prefer the result; PROMOTE. overoptimized: KL control off; the reward likes it
+    and people do not; BLOCK. forced: the blocked model is put live by break-glass, soak shows the harm; ROLLBACK.
+    """
+    from pipelines.demo import run_demo
+
+    _finish(run_demo(scenario, seed=seed, workspace=workspace, console=_console()), as_json)
+
+
+@cli.command("compile")
+@click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
+@click.option("--pipeline", type=click.Choice(["rlhf", "soak"]), default="rlhf", show_default=True)
+@click.option("--output", "-o", required=True, type=click.Path(dir_okay=False), help="Where to write the YAML.")
+def compile_(settings_file: str, pipeline: str, output: str) -> None:
+    """Write a pipeline as KFP's IR YAML, for a cluster."""
+    from pipelines.cluster import compile_pipeline
+    from pipelines.settings import load_run_settings
+
+    path = compile_pipeline(load_run_settings(settings_file), pipeline, output)
+    click.echo(f"Wrote {path}")
+
+
+@cli.command()
+@_workspace
+@_as_json
+def status(workspace: str, as_json: bool) -> None:
+    """List the runs of the workspace and how they ended, and each model's champion."""
+    from pipelines.runs import workspace_status
+
+    found = workspace_status(workspace)
+    if as_json:
+        _print_json(found)
+        return
+    rows = [[r["run_id"], r["status"], r["verdict"] or "-", r["seconds"]] for r in found["runs"]]
+    _print_table(["run", "status", "verdict", "seconds"], rows)
+    for model in found["models"]:
+        click.echo(f"{model['model']}: champion {'version ' + model['champion'] if model['champion'] else 'none'}")
+
+
+@cli.command()
+@click.argument("model")
+@_workspace
+@_as_json
+def history(model: str, workspace: str, as_json: bool) -> None:
+    """Show everything that happened to MODEL: who, when, from, to, why."""
+    entries = _with_gate(workspace, lambda gate: gate.history(model))
+    if as_json:
+        _print_json(entries)
+        return
+    columns = ["sequence", "time", "version", "event", "from_state", "to_state", "actor", "reason"]
+    _print_table(columns, [[entry[column] for column in columns] for entry in entries])
+
+
+@cli.command()
+@click.argument("model")
+@_workspace
+@_as_json
+def verify(model: str, workspace: str, as_json: bool) -> None:
+    """Replay MODEL's ledger: hashes, legal moves, and the head that is anchored outside the database."""
+    result = _with_gate(workspace, lambda gate: gate.verify(model))
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(f"{model}: {result['entries']} entries, " + ("intact." if result["ok"] else "NOT INTACT:"))
+        for problem in result["problems"]:
+            click.echo(f"  {problem}")
+    if not result["ok"]:
+        sys.exit(_EXIT_FAILED)
+
+
+@cli.command()
+@click.argument("model")
+@_reason
+@_actor
+@_workspace
+@_as_json
+def rollback(model: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
+    """Put MODEL's previous champion back."""
+    result = _with_gate(workspace, lambda gate: gate.rollback(model, actor=_who(actor), reason=reason))
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(f"{model}: version {result['version']} is champion again, after {result['seconds']:.1f} s.")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("version")
+@_reason
+@_actor
+@_workspace
+@_as_json
+def approve(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
+    """Approve VERSION of MODEL; with the last approval that the policy asks for, it is promoted."""
+    result = _with_gate(workspace, lambda gate: gate.approve(model, version, actor=_who(actor), reason=reason))
+    _tell(result, as_json)
+
+
+@cli.command("break-glass")
+@click.argument("model")
+@click.argument("version")
+@_reason
+@_actor
+@_workspace
+@_as_json
+def break_glass(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
+    """Put VERSION of MODEL live against the gate. Loud, and in the ledger for good."""
+    click.secho(f"BREAK-GLASS: {model} version {version} goes live against the gate.", fg="red", bold=True, err=True)
+    result = _with_gate(workspace, lambda gate: gate.break_glass(model, version, actor=_who(actor), reason=reason))
+    _tell(result, as_json)
+
+
+@cli.command()
+@_workspace
+@click.option("--port", default=5000, show_default=True)
+def ui(workspace: str, port: int) -> None:
+    """Open MLflow's UI on the workspace, on this machine only."""
+    from pipelines.workspace import Workspace
+
+    root = Workspace(workspace)
+    store = root.variables()["MLFLOW_TRACKING_URI"]
+    arguments = ["--backend-store-uri", store, "--artifacts-destination", str(root.state / "mlartifacts")]
+    os.execv(
+        sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), *arguments]
+    )
+
+
+def _with_gate(workspace: str, action: Callable[[Any], Any]) -> Any:
+    """Runs an action of the release gate on the workspace's services."""
+    from pipelines.workspace import Workspace
+
+    with Workspace(workspace).services():
+        from components.release_gate import operations
+
+        return action(operations)
+
+
+def _who(actor: str | None) -> str:
+    import getpass
+
+    return actor or os.environ.get("PLUMBLINE_ACTOR") or getpass.getuser()
+
+
+def _console() -> Any:
+    """Progress goes to stderr, so that `--json` on stdout stays clean."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _finish(result: Any, as_json: bool) -> None:
+    """Prints how a run ended and leaves with the matching exit status."""
+    if as_json:
+        _print_json(result.summary)
+    else:
+        from pipelines.verdict import describe
+
+        describe(result, _console())
+    sys.exit(_EXIT_FAILED if result.failure else 0)
+
+
+def _tell(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(result["message"])
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Pipelines for a cluster: compiled to KFP's IR YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.shared.errors import InputError
+from pipelines.settings import RunSettings
+
+__all__ = ["compile_pipeline"]
+
+
+def compile_pipeline(settings: RunSettings, pipeline: str, output: str | Path) -> Path:
+    """Writes a pipeline as IR YAML, with the settings as its parameters' defaults.
+
+    Args:
+        settings: The run; `execution` gives images and resources.
+        pipeline: `rlhf` or `soak`.
+        output: A `.yaml` file.
+
+    Raises:
+        InputError: The output is not a YAML file name, or data cannot be read.
+    """
+    from kfp import compiler
+
+    from pipelines.rlhf import build_rlhf
+    from pipelines.soak import build_soak
+
+    output = Path(output)
+    if output.suffix not in (".yaml", ".yml"):
+        raise InputError("the output must end in .yaml or .yml.", where=str(output))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    build = {"rlhf": build_rlhf, "soak": build_soak}[pipeline]
+    compiler.Compiler().compile(build(settings), package_path=str(output))
+    return output

@@ -1,0 +1,215 @@
+"""Runs a pipeline on this machine: the same KFP definition, through `kfp.local`, one subprocess a step.
+
+`run_local` prepares the workspace, runs the pipeline while a person watches, and leaves `report.html` and
+`summary.json` in the run's folder, also when a step fails. What did not change since an earlier run is taken from KFP's
+cache, and a killed training step resumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from components.shared.artifacts import MANIFEST
+from components.shared.files import read_json, write_json, write_text
+from pipelines.console import Failure, Watcher
+from pipelines.settings import RunSettings
+from pipelines.workspace import RunFolder, Workspace
+
+__all__ = ["RunResult", "run_local"]
+
+logger = logging.getLogger(__name__)
+
+_EXCEPTION_LINE = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Rejected)): (.+)$")
+_FAILED_TASK = re.compile(r"Task (?:\x1b\[\d+m)?'([\w-]+)'(?:\x1b\[\d+m)? finished with status (?:\x1b\[\d+m)?FAILURE")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a local run ended.
+
+    Attributes:
+        run: Its folder.
+        summary: `summary.json`.
+        failure: The step that failed and why; None when the pipeline went through.
+    """
+
+    run: RunFolder
+    summary: dict[str, Any]
+    failure: Failure | None
+
+
+def run_local(
+    settings: RunSettings,
+    pipeline: Callable[..., Any],
+    arguments: dict[str, Any],
+    *,
+    name: str,
+    console: Console,
+) -> RunResult:
+    """Runs a pipeline to its end on this machine.
+
+    Args:
+        settings: The run's settings; `execution` says where.
+        pipeline: A KFP pipeline.
+        arguments: Its parameters.
+        name: Names the run's folder.
+        console: Where progress is drawn.
+
+    Returns:
+        The run's folder, summary, and failure if any.
+
+    Raises:
+        PlumblineError: The workspace cannot be used.
+    """
+    workspace = Workspace(settings.execution.workspace)
+    run = workspace.new_run(name)
+    write_text(run.settings, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    workspace.point_latest(run)
+    started = time.time()
+    watcher = Watcher(run.progress, console)
+    with (
+        workspace.environment(run, threads=settings.execution.threads_per_step),
+        _children_end_with_us(),
+        watcher,
+    ):
+        failed = _execute(workspace, run, pipeline, arguments)
+    failure = (watcher.failure or _failure_from_log(run.log)) if failed else None
+    artifacts = _artifacts_of(workspace, run, watcher.reused)
+    write_json(run.path / "artifacts.json", artifacts)
+    timing = {"seconds": watcher.seconds(), "seconds_total": round(time.time() - started, 2)}
+    with workspace.environment(run, threads=settings.execution.threads_per_step):
+        _write_report(settings, run, artifacts, failure, timing)
+    return RunResult(run, read_json(run.summary), failure)
+
+
+def _execute(workspace: Workspace, run: RunFolder, pipeline: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+    """Runs the pipeline with everything that kfp and the steps print in the run's log; True when it failed."""
+    from kfp import local
+
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(run.steps),
+        workspace_root=str(run.path / "scratch"),
+        raise_on_error=True,
+        enable_caching=True,
+        cache_root=str(workspace.cache),
+    )
+    with (
+        open(run.log, "a", encoding="utf-8", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", RuntimeWarning)  # kfp doubts every image whose name lacks "python"
+        try:
+            pipeline(**arguments)
+        except RuntimeError as error:  # what kfp.local raises when a task fails
+            logger.debug("pipeline failed: %s", error)
+            log.write(f"{error}\n")
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _children_end_with_us() -> Iterator[None]:
+    """SIGTERM to the runner is passed on to the step that runs, which saves its checkpoint and ends."""
+    import psutil
+
+    def pass_on(number: int, _frame: Any) -> None:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, pass_on)
+    except ValueError:  # not the main thread: signals are the caller's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _failure_from_log(log: Path) -> Failure:
+    """The step and cause of a failure that no step told itself, such as a step that was killed."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    tasks = _FAILED_TASK.findall(text)
+    causes = [found[2] for line in text.splitlines() if (found := _EXCEPTION_LINE.match(line))]
+    stage = tasks[0].replace("-", "_") if tasks else "pipeline"
+    return Failure(stage, causes[-1] if causes else f"the step ended without an error message (killed?); see {log}")
+
+
+def _artifacts_of(workspace: Workspace, run: RunFolder, reused: list[str]) -> dict[str, str]:
+    """Folder of every artifact that the run made or took from the cache, by role."""
+    folders = [path.parent for path in run.steps.glob(f"*/*/*/{MANIFEST}")]
+    for key in reused:
+        for entry in workspace.cache.glob(f"{key}*.json"):
+            folders += [
+                Path(output["uri"])
+                for output in read_json(entry).values()
+                if isinstance(output, dict) and "uri" in output
+            ]
+    found: dict[str, str] = {}
+    for folder in folders:
+        if (folder / MANIFEST).is_file():
+            found[_role(read_json(folder / MANIFEST), folder)] = str(folder)
+    return found
+
+
+def _role(manifest: dict[str, Any], folder: Path) -> str:
+    """What the report calls an artifact."""
+    match manifest["kind"]:
+        case "dataset":
+            return "preferences" if any(name.startswith("preferences/") for name in manifest["files"]) else "dataset"
+        case "policy":
+            return "sft" if manifest["stage"] == "sft" else "candidate"
+        case "reward_model":
+            split = read_json(folder / "reward.json")["train_split"]
+            return "reward_model" if split == "train" else "heldout_reward_model"
+        case "training_history":
+            return "history"
+        case "policy_checkpoints":
+            return "checkpoints"
+        case "human_evidence":
+            return "evidence"
+        case kind:
+            return kind
+
+
+def _write_report(
+    settings: RunSettings, run: RunFolder, artifacts: dict[str, str], failure: Failure | None, timing: dict[str, Any]
+) -> None:
+    """Writes the run's report and summary from whatever artifacts there are."""
+    from components.report.parts import ROLES as REPORT_ROLES
+    from components.report.stage import run as write_report
+    from components.shared.champion import resolve_champion
+
+    champion = resolve_champion(settings.model_name)
+    scratch = run.path / "report"
+    about = {
+        "run_id": run.run_id,
+        "settings": settings.model_dump(mode="json"),
+        "seed": settings.seed,
+        "status": "FAILED" if failure else "SUCCEEDED",
+        "failure": {"stage": failure.stage, "message": failure.cause} if failure else None,
+        "champion": {"name": settings.model_name, "version": champion.version} if champion else None,
+        **timing,
+    }
+    shown = {role: path for role, path in artifacts.items() if role in REPORT_ROLES}
+    write_report(output=str(scratch), artifacts=shown, run=about)
+    for name in (run.report, run.summary):
+        shutil.copyfile(scratch / name.name, name)

@@ -1,0 +1,265 @@
+"""The RLHF pipeline: what runs after what.
+
+    prerequisites > data_validation > sft > collection > data_validation (pairs) > reward_model + held-out reward model
+        > reward_model_check > ppo > evaluation > release (human_eval > release_gate > promote | keep_champion) > report
+
+One definition for every place: `pipelines.local` runs it on this machine, `plumbline compile` writes it for a cluster.
+The exit handler tells how it ended, whatever happened.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+
+from components.collection.component import collection
+from components.data_validation.component import data_validation
+from components.evaluation.component import evaluation
+from components.ppo.component import ppo
+from components.prerequisites.component import prerequisites
+from components.report.component import finish, report
+from components.reward_model.component import reward_model, reward_model_check
+from components.sft.component import sft
+from components.shared.files import digest_of, sha256_file
+from components.shared.settings import as_parameter
+from pipelines.release import build_release
+from pipelines.settings import RunSettings
+from pipelines.steps import code_version, place
+
+__all__ = ["PIPELINE_NAME", "build_rlhf", "rlhf_arguments"]
+
+PIPELINE_NAME = "plumbline-rlhf"
+
+
+def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
+    """Makes the pipeline for an environment: resources are fixed, all else is a parameter with the run's default.
+
+    Args:
+        settings: The run; `execution` gives the resources, the rest the parameters' defaults.
+
+    Returns:
+        A KFP pipeline.
+    """
+    light, train = settings.execution.light, settings.execution.train
+    release = build_release(light)
+    default = rlhf_arguments(settings)
+
+    @dsl.pipeline(name=PIPELINE_NAME, description="RLHF: PPO with a KL target, judged by people before it is released.")
+    def rlhf(
+        model_name: str = default["model_name"],
+        base_model: str = default["base_model"],
+        base_model_digest: str = default["base_model_digest"],
+        sft_data: str = default["sft_data"],
+        prompt_data: str = default["prompt_data"],
+        preference_data: str = default["preference_data"],
+        data_digest: str = default["data_digest"],
+        preference_digest: str = default["preference_digest"],
+        seed: int = default["seed"],
+        gate_policy: str = default["gate_policy"],
+        prerequisites_settings: dict = default["prerequisites_settings"],
+        data_validation_settings: dict = default["data_validation_settings"],
+        sft_settings: dict = default["sft_settings"],
+        collection_settings: dict = default["collection_settings"],
+        reward_model_settings: dict = default["reward_model_settings"],
+        ppo_settings: dict = default["ppo_settings"],
+        evaluation_settings: dict = default["evaluation_settings"],
+        human_eval_settings: dict = default["human_eval_settings"],
+    ):
+        """Trains a policy with human feedback and releases it if people prefer it.
+
+        Args:
+            model_name: Registered model that this run makes a candidate for.
+            base_model: Model folder or hub id that training starts from.
+            base_model_digest: Digest of a local base model; makes the cache see a change of it.
+            sft_data: Demonstrations.
+            prompt_data: Prompts to train and evaluate on.
+            preference_data: Preference pairs; empty when this run collects them.
+            data_digest: Digest of demonstrations and prompts; makes the cache see a change of them.
+            preference_digest: Digest of the preference pairs.
+            seed: Seed of every step.
+            gate_policy: `production`, `demo`, or a policy file.
+            prerequisites_settings: PrerequisitesSettings.
+            data_validation_settings: DataValidationSettings.
+            sft_settings: SFTSettings.
+            collection_settings: CollectionSettings.
+            reward_model_settings: RewardModelSettings.
+            ppo_settings: PPOSettings.
+            evaluation_settings: EvaluationSettings.
+            human_eval_settings: HumanEvalSettings.
+        """
+        ended = finish(model_name=model_name)
+        place(ended, light, name="finish", cache=False)
+        with dsl.ExitHandler(ended, name="run"):
+            ready = prerequisites(
+                base_model=base_model,
+                sft_data=sft_data,
+                prompt_data=prompt_data,
+                preference_data=preference_data,
+                model_name=model_name,
+                settings=prerequisites_settings,
+            )
+            place(ready, light, name="prerequisites", cache=False)
+
+            validated = data_validation(
+                sft_data=sft_data,
+                prompt_data=prompt_data,
+                base_model=base_model,
+                settings=data_validation_settings,
+                data_digest=data_digest,
+                code_digest=code_version("data_validation"),
+            ).after(ready)
+            place(validated, light, name="data_validation", cache=True)
+            data = validated.outputs["dataset"]
+
+            tuned = sft(
+                data=data,
+                base_model=base_model,
+                base_model_digest=base_model_digest,
+                seed=seed,
+                settings=sft_settings,
+                code_digest=code_version("sft"),
+            )
+            place(tuned, train, name="sft", cache=True)
+            reference = tuned.outputs["policy"]
+
+            collected = collection(
+                policy=reference,
+                dataset=data,
+                preference_data=preference_data,
+                data_digest=preference_digest,
+                seed=seed,
+                settings=collection_settings,
+                code_digest=code_version("collection"),
+            )
+            place(collected, train, name="collection", cache=True)
+
+            validated_pairs = data_validation(
+                pairs=collected.outputs["pairs"],
+                prompts_dataset=data,
+                base_model=base_model,
+                settings=data_validation_settings,
+                data_digest=preference_digest,
+                code_digest=code_version("data_validation"),
+            )
+            place(validated_pairs, light, name="data_validation_pairs", cache=True)
+            pairs = validated_pairs.outputs["dataset"]
+
+            def train_reward_model(split: str, name: str) -> Any:
+                trained = reward_model(
+                    policy=reference,
+                    data=pairs,
+                    train_split=split,
+                    seed=seed,
+                    settings=reward_model_settings,
+                    code_digest=code_version("reward_model"),
+                )
+                place(trained, train, name=name, cache=True)
+                return trained.outputs["reward_model"]
+
+            learned_reward = train_reward_model("train", "reward_model")
+            checked = place(
+                reward_model_check(reward_model=learned_reward), light, name="reward_model_check", cache=False
+            )
+            heldout_reward = train_reward_model("divergence", "heldout_reward_model")
+
+            optimised = ppo(
+                policy=reference,
+                reward_model=learned_reward,
+                dataset=data,
+                seed=seed,
+                settings=ppo_settings,
+                code_digest=code_version("ppo"),
+            ).after(checked)
+            place(optimised, train, name="ppo", cache=True)
+
+            evaluated = evaluation(
+                reference=reference,
+                candidate=optimised.outputs["candidate"],
+                checkpoints=optimised.outputs["checkpoints"],
+                reward_model=learned_reward,
+                heldout_reward_model=heldout_reward,
+                dataset=data,
+                champion_uri=ready.outputs["champion_uri"],
+                champion_digest=ready.outputs["champion_digest"],
+                seed=seed,
+                settings=evaluation_settings,
+                code_digest=code_version("evaluation"),
+            )
+            place(evaluated, train, name="evaluation", cache=True)
+
+            released = release(
+                candidate=optimised.outputs["candidate"],
+                evaluation=evaluated.outputs["evaluation"],
+                dataset=data,
+                reward_model=learned_reward,
+                heldout_reward_model=heldout_reward,
+                history=optimised.outputs["history"],
+                model_name=model_name,
+                policy=gate_policy,
+                seed=seed,
+                human_eval_settings=human_eval_settings,
+            )
+            place(
+                report(
+                    dataset=data,
+                    preferences=pairs,
+                    sft=reference,
+                    reward_model=learned_reward,
+                    heldout_reward_model=heldout_reward,
+                    history=optimised.outputs["history"],
+                    candidate=optimised.outputs["candidate"],
+                    evaluation=evaluated.outputs["evaluation"],
+                    evidence=released.outputs["evidence"],
+                    decision=released.outputs["decision"],
+                    model_name=model_name,
+                    seed=seed,
+                ).after(released),
+                light,
+                name="report",
+                cache=False,
+            )
+
+    return rlhf
+
+
+def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:
+    """The pipeline's parameters for a run's settings.
+
+    Raises:
+        InputError: Data cannot be read.
+    """
+    from components.data_validation.locations import data_digest
+
+    def section(name: str) -> dict[str, Any]:
+        return as_parameter(getattr(settings, name))
+
+    data = settings.data
+    return {
+        "model_name": settings.model_name,
+        "base_model": settings.base_model,
+        "base_model_digest": _model_digest(settings.base_model),
+        "sft_data": data.sft,
+        "prompt_data": data.prompts,
+        "preference_data": data.preferences,
+        "data_digest": data_digest(data.sft) + data_digest(data.prompts),
+        "preference_digest": data_digest(data.preferences) if data.preferences else "",
+        "seed": settings.seed,
+        "gate_policy": settings.release_gate.policy,
+        "prerequisites_settings": section("prerequisites"),
+        "data_validation_settings": section("data_validation"),
+        "sft_settings": section("sft"),
+        "collection_settings": section("collection"),
+        "reward_model_settings": section("reward_model"),
+        "ppo_settings": section("ppo"),
+        "evaluation_settings": section("evaluation"),
+        "human_eval_settings": section("human_eval"),
+    }
+
+
+def _model_digest(base_model: str) -> str:
+    """Digest over the files of a model folder; a hub id stands for itself."""
+    folder = Path(base_model)
+    if not folder.is_dir():
+        return base_model
+    return digest_of({file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()})

@@ -1,0 +1,86 @@
+"""Runs on this machine, as the command line asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from components.shared.errors import InputError
+from components.shared.files import read_json
+from pipelines.local import RunResult, run_local
+from pipelines.settings import RunSettings, load_run_settings
+from pipelines.workspace import RunFolder, Workspace
+
+__all__ = ["run_rlhf", "run_soak", "workspace_status"]
+
+
+def run_rlhf(settings: RunSettings, *, console: Console) -> RunResult:
+    """Runs the RLHF pipeline.
+
+    Raises:
+        InputError: Data that the settings name cannot be read.
+    """
+    from pipelines.rlhf import build_rlhf, rlhf_arguments
+
+    return run_local(settings, build_rlhf(settings), rlhf_arguments(settings), name=settings.name, console=console)
+
+
+def run_soak(workspace: str, model_name: str, *, run_id: str | None = None, console: Console) -> RunResult:
+    """Runs the soak pipeline on the live model.
+
+    Args:
+        workspace: Folder of local runs.
+        model_name: Registered model.
+        run_id: The run that made the live model; None finds it by the ledger.
+        console: Where progress is drawn.
+
+    Raises:
+        InputError: There is no live model, or its run is not in the workspace.
+    """
+    from components.shared.champion import resolve_champion
+    from pipelines.soak import build_soak, soak_arguments
+
+    root = Workspace(workspace)
+    if run_id is None:
+        with root.services():
+            live = resolve_champion(model_name)
+        if live is None:
+            raise InputError(f"{model_name} has no live version.", where=workspace, hint="Promote one first.")
+        run_id = live.run
+    released_by = root.run(run_id)
+    settings = load_run_settings(str(released_by.settings))
+    settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})
+    arguments = soak_arguments(settings, artifacts=read_json(released_by.path / "artifacts.json"))
+    return run_local(settings, build_soak(settings), arguments, name=f"{settings.name}-soak", console=console)
+
+
+def workspace_status(workspace: str) -> dict[str, Any]:
+    """Runs of a workspace, oldest first, and the champion of every model they made."""
+    from components.shared.champion import resolve_champion
+
+    root = Workspace(workspace)
+    if not root.root.is_dir():
+        raise InputError("no such workspace.", where=workspace, hint="`plumbline run` makes it, or give --workspace.")
+    runs = root.runs()
+    names = sorted({load_run_settings(str(run.settings)).model_name for run in runs})
+    with root.services():
+        champions = {name: resolve_champion(name) for name in names}
+    return {
+        "runs": [_describe(run) for run in runs],
+        "models": [{"model": name, "champion": found.version if found else None} for name, found in champions.items()],
+    }
+
+
+def _describe(run: RunFolder) -> dict[str, Any]:
+    if not run.summary.is_file():
+        return {"run_id": run.run_id, "status": "RUNNING or killed", "verdict": None, "seconds": None, "report": None}
+    summary = read_json(run.summary)
+    return {
+        "run_id": run.run_id,
+        "status": summary["status"],
+        "verdict": summary["verdict"],
+        "seconds": summary["seconds"]["total"],
+        "report": str(Path(run.report)),
+    }

@@ -1,0 +1,147 @@
+"""Settings of a run: one YAML file, strict, every stage's section typed by the stage itself.
+
+Defaults live in the stages' own models. A relative path is relative to the working directory, as on a command line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from components.collection.settings import CollectionSettings
+from components.data_validation.settings import DataValidationSettings
+from components.evaluation.settings import EvaluationSettings
+from components.human_eval.settings import HumanEvalSettings
+from components.ppo.settings import PPOSettings
+from components.prerequisites.settings import PrerequisitesSettings
+from components.reward_model.settings import RewardModelSettings
+from components.sft.settings import SFTSettings
+from components.shared.errors import InputError
+from components.shared.settings import StrictModel, load_settings
+
+__all__ = [
+    "DataSettings",
+    "ExecutionSettings",
+    "ReleaseGateSettings",
+    "RunSettings",
+    "SoakSettings",
+    "StepResources",
+    "find_settings",
+    "load_run_settings",
+    "shipped_settings",
+]
+
+_SHIPPED = Path(__file__).resolve().parent / "run_settings"
+
+
+class DataSettings(StrictModel):
+    """Where the user's data is: a file, a folder, `s3://...` or `hf://org/name`. JSONL or Parquet."""
+
+    sft: str = Field(description="Demonstrations: `messages`, or `prompt` and `completion`.")
+    prompts: str = Field(description="Prompts to train and evaluate on: `prompt`, and `slice` if known.")
+    preferences: str = Field("", description="Preference pairs; needed when collection.source is `dataset`.")
+
+
+class ReleaseGateSettings(StrictModel):
+    """Which policy judges."""
+
+    policy: str = Field("production", description="`production`, `demo`, or a policy file.")
+
+
+class SoakSettings(StrictModel):
+    """Fresh evidence on the live champion; the stages' other settings are the run's own."""
+
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    human_eval: HumanEvalSettings = Field(default_factory=HumanEvalSettings)
+
+
+class StepResources(StrictModel):
+    """What a step's container gets on a cluster; a local run ignores it."""
+
+    image: str | None = Field(None, description="Container image; None takes the component's own.")
+    cpu: str | None = Field(None, description="CPU limit, e.g. `4`.")
+    memory: str | None = Field(None, description="Memory limit, e.g. `16Gi`.")
+    accelerator: str | None = Field(None, description="Resource name of the accelerator, e.g. `nvidia.com/gpu`.")
+    accelerator_count: int = Field(0, ge=0, description="Accelerators per step.")
+    retries: int = Field(
+        0, ge=0, description="Times that a failed step is tried again; it resumes from its checkpoint."
+    )
+
+    @model_validator(mode="after")
+    def _accelerator_is_whole(self) -> StepResources:
+        if (self.accelerator is None) != (self.accelerator_count == 0):
+            raise ValueError("accelerator and accelerator_count go together")
+        return self
+
+
+class ExecutionSettings(StrictModel):
+    """Where and with what the steps run."""
+
+    workspace: str = Field("runs", description="Folder of a local run: artifacts, state, reports.")
+    threads_per_step: int | None = Field(
+        None, ge=1, description="CPU threads of a local step; None lets torch choose. Tiny models are fastest with 1."
+    )
+    light: StepResources = Field(default_factory=StepResources, description="Data, statistics and gate steps.")
+    train: StepResources = Field(default_factory=StepResources, description="Steps that load a model.")
+
+
+class RunSettings(StrictModel):
+    """Everything that decides what a run does."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Names the run: lower case, digits, dashes."
+    )
+    model_name: str = Field(min_length=1, description="Registered model that this run makes a candidate for.")
+    base_model: str = Field(min_length=1, description="Model folder or hub id that training starts from.")
+    seed: int = Field(0, ge=0, description="Seed of every step.")
+    data: DataSettings
+    prerequisites: PrerequisitesSettings = Field(default_factory=PrerequisitesSettings)
+    data_validation: DataValidationSettings = Field(default_factory=DataValidationSettings)
+    sft: SFTSettings = Field(default_factory=SFTSettings)
+    collection: CollectionSettings = Field(default_factory=CollectionSettings)
+    reward_model: RewardModelSettings = Field(default_factory=RewardModelSettings)
+    ppo: PPOSettings = Field(default_factory=PPOSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    human_eval: HumanEvalSettings = Field(default_factory=HumanEvalSettings)
+    release_gate: ReleaseGateSettings = Field(default_factory=ReleaseGateSettings)
+    soak: SoakSettings = Field(default_factory=SoakSettings)
+    execution: ExecutionSettings = Field(default_factory=ExecutionSettings)
+
+    @model_validator(mode="after")
+    def _preferences_have_a_source(self) -> RunSettings:
+        if self.collection.source == "dataset" and not self.data.preferences:
+            raise ValueError("collection.source is 'dataset', so data.preferences must name the preference pairs")
+        return self
+
+
+def shipped_settings() -> list[str]:
+    """Names of the settings files that come with Plumbline."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def find_settings(name_or_path: str) -> Path:
+    """The file behind a path or the name of shipped settings.
+
+    Raises:
+        InputError: Neither a file nor a shipped name.
+    """
+    shipped = _SHIPPED / f"{name_or_path}.yaml"
+    if shipped.is_file():
+        return shipped
+    if not Path(name_or_path).is_file():
+        raise InputError(
+            "no such settings file.",
+            where=name_or_path,
+            hint=f"Give a file, or one of: {', '.join(shipped_settings())}.",
+        )
+    return Path(name_or_path)
+
+
+def load_run_settings(name_or_path: str) -> RunSettings:
+    """Loads a run's settings.
+
+    Raises:
+        InputError: The file is missing, not YAML, or does not fit; the error names each faulty path.
+    """
+    return load_settings(find_settings(name_or_path), RunSettings)
