@@ -15,7 +15,7 @@ from typing import Any
 from components.human_eval.batch import Batch, GoldPair, Item, assign, build_batch
 from components.human_eval.database import EvidenceDatabase, Judgement, judgement_id, open_database
 from components.human_eval.evidence import Evidence, weigh_evidence
-from components.human_eval.gold import demonstration_gold_pairs, gold_prompts
+from components.human_eval.gold_items import demonstration_gold_pairs, gold_prompts
 from components.human_eval.panel import RaterPanel, judge_assignments, load_panel, panel_gold_pairs
 from components.human_eval.settings import PEOPLE, HumanEvalSettings
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
