@@ -1,0 +1,78 @@
+"""KFP shell of the evaluation stage."""
+
+from typing import Optional
+
+from kfp import dsl
+
+from components.shared.images import TRAIN_IMAGE
+
+__all__ = ["evaluation"]
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def evaluation(
+    dataset: dsl.Input[dsl.Dataset],
+    reward_model: dsl.Input[dsl.Model],
+    heldout_reward_model: dsl.Input[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    seed: int,
+    settings: dict,
+    code_digest: str,
+    reference: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045 (KFP reads typing.Optional only)
+    candidate: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
+    checkpoints: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045
+    kl_reference: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
+    champion_uri: str = "",
+    champion_digest: str = "",
+    reference_uri: str = "",
+    reference_digest: str = "",
+    candidate_uri: str = "",
+    candidate_digest: str = "",
+):
+    """Answers held-out and human-evaluation prompts with every policy and measures rewards, KL and text quality.
+
+    Args:
+        dataset: Validated dataset with the prompts.
+        reward_model: Reward model that the candidate was trained on.
+        heldout_reward_model: Reward model that was never optimised.
+        evaluation: Answers, models and figures.
+        metrics: The candidate's figures.
+        seed: Seed of the sampling.
+        settings: Settings of the stage (EvaluationSettings).
+        code_digest: Digest of the stage's code; a change of the code is a change of the cache key.
+        reference: Policy to compare with (the SFT policy); or give its URI and digest.
+        candidate: Policy under test; or give its URI and digest.
+        checkpoints: The candidate's checkpoints.
+        kl_reference: Policy that KL is measured against; the reference if absent.
+        champion_uri: The live policy in the registry; empty if there is none.
+        champion_digest: Its digest.
+        reference_uri: The reference in the registry.
+        reference_digest: Its digest.
+        candidate_uri: The candidate in the registry.
+        candidate_digest: Its digest.
+    """
+    from components.evaluation.stage import run
+
+    result = run(
+        reference=reference.path if reference else "",
+        candidate=candidate.path if candidate else "",
+        checkpoints=checkpoints.path if checkpoints else "",
+        kl_reference=kl_reference.path if kl_reference else "",
+        reward_model=reward_model.path,
+        heldout_reward_model=heldout_reward_model.path,
+        dataset=dataset.path,
+        output=evaluation.path,
+        champion_uri=champion_uri,
+        champion_digest=champion_digest,
+        reference_uri=reference_uri,
+        reference_digest=reference_digest,
+        candidate_uri=candidate_uri,
+        candidate_digest=candidate_digest,
+        seed=seed,
+        settings=settings,
+    )
+    evaluation.metadata.update(result)
+    for name, value in result.items():
+        if isinstance(value, float):
+            metrics.log_metric(name, value)
