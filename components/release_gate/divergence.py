@@ -1,0 +1,260 @@
+"""Divergence: has the learned reward parted from the people that it stands for?
+
+A raw comparison of "how often does the reward rank the candidate first" with "how often do people" shows a gap where
+there is none: people choose with noise. So the reward is first calibrated: slope a of a logistic fit, without
+intercept, of the held-out labels on the reward difference. The reward-implied win rate is the mean of sigmoid(a x gain)
+over the pairs that people judged. Held-out pairs and judged prompts are both resampled, and a is fitted again in every
+draw.
+
+The second sign needs no votes: the held-out reward model, which training never saw, falls from its own peak over the
+checkpoints (Gao et al. 2022) while the optimised one still rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from components.release_gate.comparisons import AGAINST_REFERENCE, Comparison, read_comparison
+from components.release_gate.evidence import Case
+from components.release_gate.findings import Finding
+from components.shared.statistics import logistic_slope
+
+__all__ = ["Fall", "Gap", "heldout_fall", "judged_rewards", "measure_gap", "refit_slopes"]
+
+_GENERATIONS = "generations.jsonl"
+_PREDICTIONS = "predictions.jsonl"
+_JUDGED_SETS = ("human_eval", "fresh")
+_DRAWS_AT_ONCE = 100
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Reward and people on the same pairs.
+
+    Attributes:
+        reward_win_rate: Calibrated reward-implied win rate against the reference.
+        human_win_rate: People's.
+        gap: The first minus the second.
+        ci95: Two-sided bootstrap interval of the gap.
+        slope: Calibration slope, per unit of raw reward.
+        gain: Mean raw reward gain over the reference.
+        gain_lower: Its one-sided 95 % lower bound.
+        human: The human comparison, with its own anytime-valid bounds.
+        n_heldout: Held-out pairs that the slope rests on.
+    """
+
+    reward_win_rate: float
+    human_win_rate: float
+    gap: float
+    ci95: tuple[float, float]
+    slope: float
+    gain: float
+    gain_lower: float
+    human: Comparison
+    n_heldout: int
+
+    def as_dict(self) -> dict[str, object]:
+        """As in decision.json."""
+        return {
+            "reward_win_rate": self.reward_win_rate,
+            "human_win_rate": self.human_win_rate,
+            "gap": self.gap,
+            "ci95": list(self.ci95),
+            "slope": self.slope,
+        }
+
+
+@dataclass(frozen=True)
+class Fall:
+    """How far the held-out reward has fallen from its peak over checkpoints.
+
+    Attributes:
+        peak: Role with the highest mean.
+        value: Peak minus candidate, in raw held-out reward, on the same prompts.
+        lower: Its one-sided lower bound, at 5 % shared among the checkpoints (Bonferroni: the peak was chosen).
+        upper: Its upper bound, at the same level.
+        scale: Standard deviation of the raw held-out reward.
+        n: Prompts.
+        checkpoints: How many checkpoints were compared.
+    """
+
+    peak: str
+    value: float
+    lower: float
+    upper: float
+    scale: float
+    n: int
+    checkpoints: int
+
+
+@lru_cache(maxsize=1)
+def measure_gap(case: Case) -> Gap:
+    """Compares reward and people on the judged pairs of candidate and reference.
+
+    Raises:
+        EvidenceFault: Too few prompts or held-out pairs, or evidence that cannot be used.
+    """
+    rule = case.policy.divergence
+    human = read_comparison(case, AGAINST_REFERENCE, min_prompts=rule.min_prompts)
+    by_prompt = judged_rewards(case, list(human.outcomes), "reward")
+    gains = np.array([by_prompt[prompt] for prompt in human.outcomes])
+    outcomes = np.array(list(human.outcomes.values()))
+    differences, clusters = _heldout_differences(case)
+    slope = logistic_slope(differences)
+    rng = np.random.default_rng(case.seed)
+    gaps, mean_gains = [], []
+    for start in range(0, rule.bootstrap_draws, _DRAWS_AT_ONCE):
+        draws = min(_DRAWS_AT_ONCE, rule.bootstrap_draws - start)
+        slopes = refit_slopes(differences, clusters, draws=draws, rng=rng)
+        drawn = rng.integers(gains.size, size=(draws, gains.size))
+        implied = expit(slopes[:, None] * gains[drawn]).mean(axis=1)
+        gaps.append(implied - outcomes[drawn].mean(axis=1))
+        mean_gains.append(gains[drawn].mean(axis=1))
+    low, high = np.quantile(np.concatenate(gaps), [0.025, 0.975])
+    reward_win_rate, human_win_rate = float(expit(slope * gains).mean()), float(outcomes.mean())
+    return Gap(
+        reward_win_rate=reward_win_rate,
+        human_win_rate=human_win_rate,
+        gap=reward_win_rate - human_win_rate,
+        ci95=(float(low), float(high)),
+        slope=slope,
+        gain=float(gains.mean()),
+        gain_lower=float(np.quantile(np.concatenate(mean_gains), 0.05)),
+        human=human,
+        n_heldout=differences.size,
+    )
+
+
+def judged_rewards(case: Case, prompts: Sequence[str], key: str) -> dict[str, float]:
+    """Reward of the candidate's answer minus that of the reference's, by prompt that people judged.
+
+    Args:
+        case: The case.
+        prompts: Ids of judged prompts.
+        key: `reward` or `heldout_reward`.
+
+    Raises:
+        EvidenceFault: A judged prompt has no answer of either role, or two.
+    """
+    rewards = {role: _rewards_of(case, role, key, set(prompts)) for role in ("candidate", "reference")}
+    for role, found in rewards.items():
+        missing = [prompt for prompt in prompts if prompt not in found]
+        if missing:
+            raise case.evaluation.refuse(
+                f"{len(missing)} judged prompt(s), such as {missing[0]!r}, have no scored answer of the {role}.",
+                _GENERATIONS,
+            )
+    return {prompt: rewards["candidate"][prompt] - rewards["reference"][prompt] for prompt in prompts}
+
+
+def heldout_fall(case: Case) -> Fall | None:
+    """The held-out reward's fall from its peak; None if there are no checkpoints.
+
+    All checkpoints and the candidate are compared on the prompts that each of them answered.
+
+    Raises:
+        EvidenceFault: Too few common prompts, or evidence that cannot be used.
+    """
+    roles = sorted(role for role in case.evaluation.mapping("models.json") if role.startswith("step-"))
+    if not roles:
+        return None
+    rule = case.policy.divergence
+    scale = case.heldout.number("reward.json", "std", low=1e-9)
+    by_role = {role: _rewards_of(case, role, "heldout_reward") for role in [*roles, "candidate"]}
+    common = sorted(set.intersection(*(set(found) for found in by_role.values())))
+    if len(common) < rule.min_checkpoint_prompts:
+        raise case.evaluation.refuse(
+            f"Checkpoints and candidate share {len(common)} prompts, {rule.min_checkpoint_prompts} are needed.",
+            _GENERATIONS,
+            finding=Finding.HOLD,
+        )
+    rewards = {role: np.array([found[prompt] for prompt in common]) for role, found in by_role.items()}
+    peak = max(rewards, key=lambda role: rewards[role].mean())
+    falls = rewards[peak] - rewards["candidate"]
+    rng = np.random.default_rng(case.seed)
+    means = np.array([falls[rng.integers(falls.size, size=falls.size)].mean() for _ in range(rule.bootstrap_draws)])
+    level = 0.05 / len(roles)
+    lower, upper = np.quantile(means, [level, 1.0 - level])
+    return Fall(peak, float(falls.mean()), float(lower), float(upper), scale, len(common), len(roles))
+
+
+def refit_slopes(
+    differences: NDArray, clusters: Sequence[str], *, draws: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Slope of `logistic_slope` on bootstrap samples of whole clusters, shape `(draws,)`.
+
+    The same penalised likelihood, with each pair weighted by how often its cluster was drawn; all draws are solved
+    together by bisection.
+
+    Args:
+        differences: Reward of chosen minus rejected, shape `(n,)`.
+        clusters: Prompt or group of each pair, shape `(n,)`.
+        draws: Bootstrap samples.
+        rng: Their randomness.
+    """
+    _, positions = np.unique(np.asarray(clusters), return_inverse=True)
+    n_clusters = int(positions.max()) + 1
+    weights = rng.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=draws)[:, positions]
+    scale = float(np.abs(differences).max())
+    x = differences / scale
+    low, high = np.full(draws, -1.0), np.full(draws, 1.0)
+    for _ in range(_BISECTIONS):
+        short, deep = _score(high, x, weights) > 0.0, _score(low, x, weights) < 0.0
+        if not (short.any() or deep.any()):
+            break
+        high[short] *= 2.0
+        low[deep] *= 2.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2.0
+        rising = _score(middle, x, weights) > 0.0
+        low, high = np.where(rising, middle, low), np.where(rising, high, middle)
+        if np.all(high - low <= 1e-7 * np.maximum(1.0, np.abs(low))):
+            break
+    return (low + high) / 2.0 / scale
+
+
+def _score(slopes: NDArray, x: NDArray, weights: NDArray) -> NDArray:
+    """Derivative of the penalised log likelihood (Firth 1993) of each draw, all labels 1; shape `(draws,)`."""
+    p = expit(slopes[:, None] * x)
+    information = weights * p * (1.0 - p) * x**2
+    total = information.sum(axis=1, keepdims=True)
+    leverage = np.divide(information, total, out=np.zeros_like(information), where=total > 0.0)
+    return (x * (weights * (1.0 - p) + leverage * (0.5 - p))).sum(axis=1)
+
+
+def _heldout_differences(case: Case) -> tuple[NDArray[np.float64], list[str]]:
+    """Reward of chosen minus rejected on held-out pairs, and the cluster (prompt) of each."""
+    source, rule = case.reward_model, case.policy.divergence
+    rows = source.rows(_PREDICTIONS)
+    if len(rows) < rule.min_heldout_pairs:
+        raise source.refuse(
+            f"The reward is calibrated on {len(rows)} held-out pairs, {rule.min_heldout_pairs} are needed.",
+            _PREDICTIONS,
+            finding=Finding.HOLD,
+        )
+    source.refuse_duplicates(_PREDICTIONS, [row.get("id") for row in rows])
+    limits = {"low": -1e9, "high": 1e9}
+    differences = [
+        source.row_number(row, _PREDICTIONS, "chosen_reward", **limits)
+        - source.row_number(row, _PREDICTIONS, "rejected_reward", **limits)
+        for row in rows
+    ]
+    return np.array(differences), [str(row.get("group") or row.get("id")) for row in rows]
+
+
+def _rewards_of(case: Case, role: str, key: str, prompts: set[str] | None = None) -> dict[str, float]:
+    """Reward by prompt of one role's answers to the judged prompt sets (of a checkpoint: to any set)."""
+    rows = [row for row in case.evaluation.rows(_GENERATIONS) if row.get("role") == role]
+    if prompts is not None:
+        rows = [row for row in rows if row.get("prompt_set") in _JUDGED_SETS and str(row.get("prompt_id")) in prompts]
+    keys = [str(row.get("prompt_id")) for row in rows]
+    case.evaluation.refuse_duplicates(_GENERATIONS, [(role, prompt) for prompt in keys])
+    values = [case.evaluation.row_number(row, _GENERATIONS, key, low=-1e9, high=1e9) for row in rows]
+    return dict(zip(keys, values, strict=True))

@@ -1,0 +1,293 @@
+"""Promotion and rollback: intent > verify digests > alias > read back > done.
+
+The intent and the end are on the ledger, so whoever is killed between them can be run again by anybody and goes on
+where it stopped; nothing on the way does harm when done twice. Of many promoters one appends the intent: the others
+find it there. The champion changes, for everybody who asks the ledger, with the last step and not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from components.release_gate.approvals import lapse, require_person
+from components.release_gate.entries import Entry, LedgerView, Move
+from components.release_gate.office import Office, open_office
+from components.release_gate.registry import CHAMPION, PREVIOUS, RegistryError
+from components.release_gate.states import Event, IllegalMoveError, State, is_live, next_state
+from components.shared.errors import ArtifactError, PlumblineError
+
+__all__ = ["Outcome", "PromotionError", "abandon", "break_glass", "promote", "rollback"]
+
+_logger = logging.getLogger(__name__)
+
+
+class PromotionError(PlumblineError):
+    """A promotion or rollback that cannot go on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a promotion or rollback came to.
+
+    Attributes:
+        model: Registered model.
+        version: The version that was to be promoted, or that was rolled back.
+        state: Its state now.
+        champion: The live version now.
+        changed: This very call made the change; False if it was done already, or waits for something.
+        message: All this in a sentence.
+        seconds: How long the call took.
+    """
+
+    model: str
+    version: str
+    state: State
+    champion: str | None
+    changed: bool
+    message: str
+    seconds: float
+
+
+def promote(model: str, version: str, actor: str, *, office: Office | None = None) -> Outcome:
+    """Makes an approved version the champion.
+
+    A version that is champion already, or that still awaits approval, is left as it is; the message says so.
+
+    Raises:
+        PromotionError: Another promotion is under way, or the verdict has expired or been superseded.
+        IllegalMoveError: The version's state does not allow it.
+        ArtifactError: Its files are not those that were judged; the version is then in state ERROR.
+    """
+    office = office or open_office()
+
+    def intent(view: LedgerView) -> list[Move]:
+        state = view.state(version)
+        if is_live(state) or state in (State.PROMOTING, State.AWAITING_APPROVAL):
+            return []
+        next_state(state, Event.PROMOTE, where=f"{model} version {version}")
+        _refuse_while_promoting(view)
+        ended = lapse(view, version)
+        if ended is not None:
+            return [ended]
+        cleared = view.last(version, Event.CLEAR)
+        details = {"replaces": view.champion, "binding": cleared.data["binding"] if cleared else ""}
+        reason = cleared.reason if cleared else "Approved."
+        return [Move(version, Event.PROMOTE, actor, reason, details=details)]
+
+    return _switch(office, model, version, actor, intent)
+
+
+def break_glass(model: str, version: str, actor: str, reason: str, *, office: Office | None = None) -> Outcome:
+    """Puts a version live that the gate did not let through. Loud, on the ledger, and on whoever does it.
+
+    Raises:
+        ApprovalError: No actor or no reason.
+        IllegalMoveError: The version's state does not allow it; a rejected version never goes live.
+        PromotionError: Another promotion is under way.
+        ArtifactError: Its files are not those that were registered.
+    """
+    office = office or open_office()
+    actor, reason = require_person(actor, reason)
+
+    def intent(view: LedgerView) -> list[Move]:
+        state = view.state(version)
+        if is_live(state) or state is State.PROMOTING:
+            return []
+        next_state(state, Event.BREAK_GLASS, where=f"{model} version {version}")
+        _refuse_while_promoting(view)
+        details = {"replaces": view.champion, "state_before": str(state)}
+        return [Move(version, Event.BREAK_GLASS, actor, f"BREAK GLASS: {reason}", details=details)]
+
+    _logger.warning("BREAK GLASS: %s puts %s version %s live against the gate: %s", actor, model, version, reason)
+    return _switch(office, model, version, actor, intent)
+
+
+def rollback(
+    model: str, actor: str, reason: str, *, version: str | None = None, office: Office | None = None
+) -> Outcome:
+    """Takes the live version back and restores the champion that it replaced.
+
+    Args:
+        model: Registered model.
+        actor: Who does it.
+        reason: Why.
+        version: The version to take back; if it is not live any more, nothing is done. By default whichever is live.
+
+    Raises:
+        PromotionError: Nothing is live, or the live version is the first champion and has no predecessor.
+        ArtifactError: The predecessor's files are not those that were registered.
+    """
+    started = time.monotonic()
+    office = office or open_office()
+    actor, reason = require_person(actor, reason)
+    view = office.ledger.view(model)
+    target = version or view.champion
+    if target is None:
+        raise PromotionError("nothing is live.", where=f"model {model}")
+    if view.state(target) is State.ROLLED_BACK:
+        office.sync_aliases(model)
+        return _outcome(office, model, target, False, f"Version {target} was rolled back before.", started)
+    view, _ = office.record(model, lambda now: _rollback_intent(now, target, actor, reason))
+    restored = _predecessor(view, target)
+    office.registry.verify(view.uri(restored), view.digest(restored))
+    office.registry.set_alias(model, CHAMPION, restored)
+    _read_back(office, model, restored)
+    _, added = office.record(model, lambda now: _rollback_end(now, target, restored, actor, reason))
+    office.sync_aliases(model)
+    message = f"Version {target} was rolled back; version {restored} is champion again."
+    return _outcome(office, model, target, bool(added), message, started)
+
+
+def abandon(model: str, version: str, actor: str, reason: str, *, office: Office | None = None) -> State:
+    """Gives up a promotion that was begun and cannot be ended; the champion stays.
+
+    Raises:
+        IllegalMoveError: The version is not being promoted.
+    """
+    office = office or open_office()
+    actor, reason = require_person(actor, reason)
+
+    def plan(view: LedgerView) -> list[Move]:
+        if view.state(version) is not State.PROMOTING:
+            next_state(view.state(version), Event.SUPERSEDE, where=f"{model} version {version}")
+            raise IllegalMoveError("is not being promoted.", where=f"{model} version {version}")
+        return [Move(version, Event.FAIL, actor, f"Promotion abandoned: {reason}")]
+
+    view, _ = office.record(model, plan)
+    office.sync_aliases(model)
+    return view.state(version)
+
+
+def _switch(
+    office: Office, model: str, version: str, actor: str, intent: Callable[[LedgerView], list[Move]]
+) -> Outcome:
+    """From the intent to the end; enters wherever an earlier run stopped."""
+    started = time.monotonic()
+    view, added = office.record(model, intent)
+    state = view.state(version)
+    lapsed = next((entry for entry in added if entry.event in (Event.EXPIRE, Event.SUPERSEDE)), None)
+    if lapsed is not None:
+        raise PromotionError(lapsed.reason, where=f"{model} version {version}")
+    if state is not State.PROMOTING:
+        office.sync_aliases(model)
+        return _outcome(office, model, version, False, _nothing_to_do(view, version), started)
+    replaces = _intent_of(view, version).data["replaces"]
+    _verify_or_fail(office, view, version, actor)
+    if replaces:
+        office.registry.set_alias(model, PREVIOUS, replaces)
+    office.registry.set_alias(model, CHAMPION, version)
+    _read_back(office, model, version)
+    view, added = office.record(model, lambda now: _promotion_end(now, version, actor))
+    office.sync_aliases(model)
+    changed = any(entry.event == Event.PROMOTED for entry in added)
+    if not is_live(view.state(version)):
+        raise PromotionError(
+            f"the promotion ended in state {view.state(version)}; version {view.champion} is champion.",
+            where=f"{model} version {version}",
+            hint="See `plumbline history`.",
+        )
+    former = f"; version {replaces} is its predecessor" if replaces else ""
+    return _outcome(office, model, version, changed, f"Version {version} is champion{former}.", started)
+
+
+def _verify_or_fail(office: Office, view: LedgerView, version: str, actor: str) -> None:
+    try:
+        office.registry.verify(view.uri(version), view.digest(version))
+    except ArtifactError as error:
+        reason = f"Promotion stopped, its files are not those that were judged: {error}"
+        office.record(
+            view.model,
+            lambda now: [Move(version, Event.FAIL, actor, reason)] if now.state(version) is State.PROMOTING else [],
+        )
+        office.sync_aliases(view.model)
+        raise
+
+
+def _promotion_end(view: LedgerView, version: str, actor: str) -> list[Move]:
+    """The switch itself: both entries become visible together. Nothing, if another run of it was faster."""
+    if view.state(version) is not State.PROMOTING:
+        return []
+    entry = _intent_of(view, version)
+    replaces = entry.data["replaces"]
+    if view.champion != replaces:
+        reason = f"Version {view.champion} became champion while this promotion was under way."
+        return [Move(version, Event.SUPERSEDE, "gate", reason)]
+    details = {"replaces": replaces, "intent": entry.sequence}
+    moves = [Move(version, Event.PROMOTED, actor, entry.reason, details=details)]
+    if replaces:
+        moves.append(Move(replaces, Event.RETIRE, actor, f"Replaced by version {version}."))
+    return moves
+
+
+def _rollback_intent(view: LedgerView, version: str, actor: str, reason: str) -> list[Move]:
+    last = view.last(version)
+    if view.state(version) is State.ROLLED_BACK or (last is not None and last.event == Event.BEGIN_ROLLBACK):
+        return []
+    next_state(view.state(version), Event.BEGIN_ROLLBACK, where=f"{view.model} version {version}")
+    restored = _predecessor(view, version)
+    return [Move(version, Event.BEGIN_ROLLBACK, actor, reason, details={"restores": restored})]
+
+
+def _rollback_end(view: LedgerView, version: str, restored: str, actor: str, reason: str) -> list[Move]:
+    if not is_live(view.state(version)):
+        return []
+    return [
+        Move(restored, Event.RESTORE, actor, f"Version {version} was rolled back: {reason}", details={"from": version}),
+        Move(version, Event.ROLLED_BACK, actor, reason, details={"restored": restored}),
+    ]
+
+
+def _predecessor(view: LedgerView, version: str) -> str:
+    restored = view.predecessor(version)
+    if restored is None:
+        raise PromotionError(
+            f"version {version} is the first champion: there is none to restore.",
+            where=f"model {view.model}",
+            hint="Break the glass for another version if this one must go.",
+        )
+    return restored
+
+
+def _refuse_while_promoting(view: LedgerView) -> None:
+    if view.promoting is not None:
+        raise PromotionError(
+            f"version {view.promoting} is being promoted.",
+            where=f"model {view.model}",
+            hint="Run that promotion to its end, or abandon it.",
+        )
+
+
+def _intent_of(view: LedgerView, version: str) -> Entry:
+    entry = view.last(version, Event.PROMOTE, Event.BREAK_GLASS)
+    if entry is None:
+        raise PromotionError("was never to be promoted.", where=f"{view.model} version {version}")
+    return entry
+
+
+def _read_back(office: Office, model: str, version: str) -> None:
+    found = office.registry.aliases(model).get(CHAMPION)
+    if found != version:
+        raise RegistryError(
+            f"alias {CHAMPION} was set to version {version} and reads {found}.",
+            where=f"model {model}",
+            hint="Somebody else moves it. Run this again; the ledger decides.",
+        )
+
+
+def _nothing_to_do(view: LedgerView, version: str) -> str:
+    state = view.state(version)
+    if is_live(state):
+        return f"Version {version} is champion already."
+    asked = view.last(version, Event.AWAIT_APPROVAL)
+    required = asked.data["approvals_required"] if asked else 0
+    given = [entry for entry in view.since(version, Event.AWAIT_APPROVAL) if entry.event == Event.APPROVE]
+    return f"Version {version} passed the gate and awaits approval: {len(given)} of {required} given."
+
+
+def _outcome(office: Office, model: str, version: str, changed: bool, message: str, started: float) -> Outcome:
+    view = office.ledger.view(model)
+    seconds = time.monotonic() - started
+    return Outcome(model, version, view.state(version), view.champion, changed, message, round(seconds, 3))

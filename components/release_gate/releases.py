@@ -1,0 +1,175 @@
+"""A release from the gate's side: the version is registered, the verdict is put on the ledger.
+
+One release is one version. The same weights with the same verdict on the same evidence are the same release, whoever
+asks and however often; weights whose earlier release has ended come as a new version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from components.release_gate.entries import LedgerView, Move
+from components.release_gate.office import Office
+from components.release_gate.policy import GatePolicy
+from components.release_gate.states import Event, State, is_live
+from components.release_gate.verdict import Verdict
+from components.shared.artifacts import Artifact
+from components.shared.files import digest_of
+from components.shared.tracking import pipeline_run
+
+__all__ = ["JudgedRelease", "binding_of", "find_release", "record_live_verdict", "record_verdict", "register"]
+
+_ENDED = frozenset({State.EXPIRED, State.SUPERSEDED, State.ROLLED_BACK, State.RETIRED})
+_VERDICT_EVENTS = (Event.AWAIT_APPROVAL, Event.HOLD, Event.BLOCK, Event.FAIL)
+_CANDIDATE_EVENT = {
+    Verdict.PROMOTE: Event.AWAIT_APPROVAL,
+    Verdict.HOLD: Event.HOLD,
+    Verdict.BLOCK: Event.BLOCK,
+    Verdict.ERROR: Event.FAIL,
+}
+_LIVE_EVENT = {
+    Verdict.KEEP: Event.KEEP,
+    Verdict.HOLD: Event.HOLD,
+    Verdict.ROLLBACK: Event.ALARM,
+    Verdict.ERROR: Event.FAIL,
+}
+_TO_COLLECTING = {
+    State.REGISTERED: [Event.VALIDATE, Event.COLLECT],
+    State.ERROR: [Event.VALIDATE, Event.COLLECT],
+    State.VALIDATING: [Event.COLLECT],
+    State.HELD: [Event.COLLECT],
+    State.AWAITING_APPROVAL: [Event.COLLECT],
+    State.APPROVED: [Event.COLLECT],
+    State.COLLECTING: [],
+}
+
+
+@dataclass(frozen=True)
+class JudgedRelease:
+    """What the gate decided, to be recorded.
+
+    Attributes:
+        verdict: The verdict.
+        reason: Its first reasons, in words.
+        digests: Digest of everything it rests on, by name: candidate, champion, policy and each evidence artifact.
+        policy: The policy that decided.
+        actor: Who ran the gate.
+    """
+
+    verdict: Verdict
+    reason: str
+    digests: Mapping[str, str]
+    policy: GatePolicy
+    actor: str
+
+    @property
+    def binding(self) -> str:
+        return binding_of(self.digests)
+
+
+def binding_of(digests: Mapping[str, str]) -> str:
+    """sha256(candidate, champion, policy, evidence): what an approval is bound to.
+
+    Args:
+        digests: By name; everything that is not candidate, champion or policy is evidence.
+    """
+    bound = {name: digests.get(name, "") for name in ("candidate", "champion", "policy")}
+    evidence = {name: digest for name, digest in digests.items() if name not in bound}
+    return digest_of({**bound, "evidence": digest_of(evidence)})
+
+
+def find_release(view: LedgerView, digest: str, judged: JudgedRelease) -> str | None:
+    """The version under which weights are already being released (or live, or rejected); None if a new one is due."""
+    version = view.version_of(digest)
+    if version is None or view.state(version) in _ENDED:
+        return None
+    if view.state(version) is State.BLOCKED and not _already_recorded(view, version, judged):
+        return None
+    return version
+
+
+def register(office: Office, model: str, artifact: Artifact, judged: JudgedRelease) -> str:
+    """Registers weights as a version, or finds the version under which they are registered already."""
+    view = office.ledger.view(model)
+    version = find_release(view, artifact.digest, judged)
+    if version is not None:
+        return version
+    attempts = sum(view.digest(known) == artifact.digest for known in view.versions)
+    made, uri = office.registry.register(model, artifact, request=f"{artifact.digest}:{attempts}")
+
+    def plan(now: LedgerView) -> list[Move]:
+        if made in now.versions or find_release(now, artifact.digest, judged) is not None:
+            return []
+        details = {"digest": artifact.digest, "uri": uri, "requester": judged.actor, "run": pipeline_run()}
+        reason = "The gate was asked to judge it."
+        return [Move(made, Event.REGISTER, judged.actor, reason, {"candidate": artifact.digest}, details)]
+
+    view, _ = office.record(model, plan)
+    return find_release(view, artifact.digest, judged) or made
+
+
+def record_verdict(office: Office, model: str, version: str, judged: JudgedRelease) -> State:
+    """Puts a candidate's verdict on the ledger; returns the state that follows.
+
+    A verdict that is there already changes nothing. A version that is live, being promoted, or rejected stays as it is.
+    """
+
+    def plan(view: LedgerView) -> list[Move]:
+        state = view.state(version)
+        if state not in _TO_COLLECTING or _already_recorded(view, version, judged):
+            return []
+        events = [*_TO_COLLECTING[state], _CANDIDATE_EVENT[judged.verdict]]
+        moves = [_move(version, event, judged) for event in events]
+        return moves + ([_cleared_by_policy(version, judged)] if _needs_nobody(judged) else [])
+
+    view, _ = office.record(model, plan)
+    return view.state(version)
+
+
+def record_live_verdict(office: Office, model: str, version: str, judged: JudgedRelease) -> State:
+    """Puts the verdict on a live version on the ledger; returns its state."""
+
+    def plan(view: LedgerView) -> list[Move]:
+        last = view.last(version, *_LIVE_EVENT.values())
+        known = last is not None and last.data.get("binding") == judged.binding
+        if not is_live(view.state(version)) or (known and last and last.event == _LIVE_EVENT[judged.verdict]):
+            return []
+        return [_move(version, _LIVE_EVENT[judged.verdict], judged)]
+
+    view, _ = office.record(model, plan)
+    return view.state(version)
+
+
+def _move(version: str, event: Event, judged: JudgedRelease) -> Move:
+    if event in (Event.VALIDATE, Event.COLLECT):
+        return Move(version, event, judged.actor, "The gate reads its evidence.")
+    expires = datetime.now(UTC) + timedelta(days=judged.policy.release.approval_valid_days)
+    details = {
+        "verdict": str(judged.verdict),
+        "binding": judged.binding,
+        "policy": f"{judged.policy.name} {judged.policy.version}",
+        "approvals_required": judged.policy.release.approvals_required,
+        "expires_at": expires.isoformat(),
+        "champion": judged.digests.get("champion", ""),
+    }
+    return Move(version, event, judged.actor, judged.reason, dict(judged.digests), details)
+
+
+def _needs_nobody(judged: JudgedRelease) -> bool:
+    return judged.verdict is Verdict.PROMOTE and judged.policy.release.approvals_required == 0
+
+
+def _cleared_by_policy(version: str, judged: JudgedRelease) -> Move:
+    name = judged.policy.name
+    reason = f"APPROVED BY POLICY {name}: it asks for no approval, no person looked at this release."
+    details = {"binding": judged.binding, "approvers": []}
+    return Move(version, Event.CLEAR, f"policy {name}", reason, dict(judged.digests), details)
+
+
+def _already_recorded(view: LedgerView, version: str, judged: JudgedRelease) -> bool:
+    last = view.last(version, *_VERDICT_EVENTS)
+    if last is None or view.state(version) in (State.REGISTERED, State.VALIDATING, State.COLLECTING):
+        return False
+    return last.data.get("binding") == judged.binding and last.data.get("verdict") == judged.verdict
