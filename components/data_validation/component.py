@@ -1,0 +1,55 @@
+"""KFP shell of the data_validation stage."""
+
+from kfp import dsl
+
+from components.shared.images import LIGHT_IMAGE
+
+__all__ = ["data_validation"]
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def data_validation(
+    dataset: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    base_model: str,
+    settings: dict,
+    data_digest: str,
+    code_digest: str,
+    sft_data: str = "",
+    prompt_data: str = "",
+    preference_data: str = "",
+    pairs: dsl.Input[dsl.Dataset] | None = None,
+    prompts_dataset: dsl.Input[dsl.Dataset] | None = None,
+):
+    """Judges every row with Great Expectations and own checks, sets bad rows aside with reasons, and splits the rest.
+
+    Args:
+        dataset: Validated data in splits, with quarantine and report.
+        report: The data report, one self-contained page.
+        base_model: Folder or hub id of the model whose tokenizer counts tokens.
+        settings: Settings of the stage (DataValidationSettings).
+        data_digest: Digest of the data; a change of the data is a change of the cache key.
+        code_digest: Digest of the stage's code; a change of the code is a change of the cache key.
+        sft_data: File, folder or address of demonstrations; empty for none.
+        prompt_data: File, folder or address of prompts; empty for none.
+        preference_data: File, folder or address of preference pairs; empty for none.
+        pairs: Preference pairs from collection, instead of preference_data.
+        prompts_dataset: Earlier validated data, whose held-out prompts must not train.
+    """
+    import shutil
+
+    from components.data_validation.stage import run
+
+    dataset.metadata.update(
+        run(
+            output=dataset.path,
+            base_model=base_model,
+            settings=settings,
+            sft_data=sft_data,
+            prompt_data=prompt_data,
+            preferences=pairs.path if pairs else preference_data,
+            prompts_dataset=prompts_dataset.path if prompts_dataset else "",
+            data_digest=data_digest,
+        )
+    )
+    shutil.copyfile(f"{dataset.path}/report.html", report.path)

@@ -1,0 +1,146 @@
+"""Data validation: every row of the user's data judged, the bad ones set aside with their reasons, the rest split.
+
+    read > recognise > redact > measure > expectations and checks > split > judge > dataset artifact + report
+
+One component, two tasks: the first validates demonstrations and prompts, the second the preference pairs that
+collection yields, against the held-out prompts of the first. A run that must stop leaves its quarantine and report in
+`<output>.rejected/` and says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.data_validation.assignment import Assignment, assign, load_frozen
+from components.data_validation.formats import Kind
+from components.data_validation.judgement import judge
+from components.data_validation.locations import data_digest
+from components.data_validation.report import build_report, render_report
+from components.data_validation.settings import DataValidationSettings
+from components.data_validation.validation import Part, quarantine_rows, validate
+from components.shared.artifacts import read_artifact, write_artifact
+from components.shared.errors import InputError
+from components.shared.files import write_json, write_jsonl, write_text
+from components.shared.models import prepare_tokenizer
+from components.shared.records import write_records
+from components.shared.settings import parse_settings
+from components.shared.tracking import stage_run
+
+if TYPE_CHECKING:
+    from components.shared.tracking import StageRun
+
+__all__ = ["data_digest", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    *,
+    output: str,
+    base_model: str,
+    settings: dict[str, Any],
+    sft_data: str = "",
+    prompt_data: str = "",
+    preferences: str = "",
+    prompts_dataset: str = "",
+    data_digest: str = "",
+) -> dict[str, Any]:
+    """Writes a `dataset` artifact.
+
+    Args:
+        output: Where the artifact shall be.
+        base_model: Folder or hub id of the model whose tokenizer counts tokens.
+        settings: A `DataValidationSettings` as a dict.
+        sft_data: Address of demonstrations; empty: none.
+        prompt_data: Address of prompts; empty: none.
+        preferences: Address of preference pairs, or folder of a `pairs` artifact; empty: none.
+        prompts_dataset: Folder of an earlier `dataset` artifact. Its held-out prompts train nothing, and its
+            human-evaluation prompts stay as they are.
+        data_digest: Digest of the data, noted in the manifest.
+
+    Returns:
+        Digest, rows by split, and rows quarantined, for the pipeline's metadata.
+
+    Raises:
+        InputError: No data, data that cannot be read, or data that must not be trained on: too many faults, too few
+            rows, a missing slice, an empty split, leakage.
+        ArtifactError: An input artifact that is not whole.
+    """
+    parsed = parse_settings(settings, DataValidationSettings, where="data_validation")
+    addresses: dict[Kind, str] = {"sft": sft_data, "prompts": prompt_data, "preferences": preferences}
+    addresses = {kind: uri for kind, uri in addresses.items() if uri}
+    if not addresses:
+        raise InputError(
+            "no data was given.", where="data_validation", hint="Give sft_data, prompt_data or preferences."
+        )
+    name = "data_validation_pairs" if set(addresses) == {"preferences"} else "data_validation"
+    with stage_run(name, settings=parsed.model_dump(mode="json")) as tracked:
+        earlier, inputs = _inputs(preferences, prompts_dataset)
+        tokenizer = prepare_tokenizer(base_model)
+        parts = [validate(uri, kind, tokenizer, parsed) for kind, uri in addresses.items()]
+        assignment = assign(parts, parsed.splits, earlier)
+        judgement = judge(parts, assignment, parsed)
+        summary = build_report(parts, assignment, judgement, parsed, base_model=base_model, data_digest=data_digest)
+        if judgement.problems:
+            _reject(Path(f"{output}.rejected"), parts, summary, tracked)
+        for warning in judgement.warnings:
+            logger.warning("%s", warning)
+        with write_artifact(
+            output, "dataset", inputs=inputs, settings=parsed.model_dump(mode="json"), stage="data_validation"
+        ) as draft:
+            _write_splits(draft.path, assignment)
+            _write_findings(draft.path, parts, summary)
+            draft.metadata.update({"data_digest": data_digest, "base_model": base_model})
+        tracked.log_metrics(_counts(parts, assignment))
+        tracked.log_artifact(Path(output) / "report.html")
+    return {"digest": read_artifact(output, "dataset").digest, **_counts(parts, assignment)}
+
+
+def _inputs(preferences: str, prompts_dataset: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The earlier data set's held-out prompts, and the digests of the input artifacts."""
+    inputs: dict[str, str] = {}
+    if preferences and "://" not in preferences and (Path(preferences) / "manifest.json").is_file():
+        inputs["pairs"] = read_artifact(preferences, "pairs").digest
+    if not prompts_dataset:
+        return {}, inputs
+    earlier, inputs["prompts_dataset"] = load_frozen(prompts_dataset)
+    return earlier, inputs
+
+
+def _write_splits(folder: Path, assignment: Assignment) -> None:
+    for name, records in assignment.splits.items():
+        write_records(folder / f"{name}.jsonl", records)
+
+
+def _write_findings(folder: Path, parts: Sequence[Part], summary: dict[str, Any]) -> None:
+    write_jsonl(folder / "quarantine.jsonl", (row for part in parts for row in quarantine_rows(part)))
+    write_json(folder / "report.json", summary)
+    write_text(folder / "report.html", render_report(summary, parts))
+
+
+def _reject(folder: Path, parts: Sequence[Part], summary: dict[str, Any], tracked: StageRun) -> None:
+    """Leaves quarantine and report beside the output that will not be, and stops the run."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    _write_findings(folder, parts, summary)
+    tracked.log_artifact(folder / "report.html")
+    raise InputError(
+        "the data was rejected: " + "; ".join(summary["problems"]) + ".",
+        where=", ".join(part.uri for part in parts),
+        hint=f"Every bad row with its reasons is in {folder / 'quarantine.jsonl'}, the report in "
+        f"{folder / 'report.html'}; mend the data or change the settings of data_validation.",
+    )
+
+
+def _counts(parts: Sequence[Part], assignment: Assignment) -> dict[str, int]:
+    counts = {f"rows_{name.replace('/', '_')}": len(records) for name, records in assignment.splits.items()}
+    return {
+        **counts,
+        "rows": sum(len(p.candidates) for p in parts),
+        "quarantined": sum(len(p.quarantined) for p in parts),
+    }
