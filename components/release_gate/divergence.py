@@ -32,6 +32,7 @@ _PREDICTIONS = "predictions.jsonl"
 _JUDGED_SETS = ("human_eval", "fresh")
 _DRAWS_AT_ONCE = 100
 _BISECTIONS = 60
+_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def refit_slopes(
         middle = (low + high) / 2.0
         rising = _score(middle, x, weights) > 0.0
         low, high = np.where(rising, middle, low), np.where(rising, high, middle)
-        if np.all(high - low <= 1e-7 * np.maximum(1.0, np.abs(low))):
+        if np.all(high - low <= _TOLERANCE * np.abs(low + high)):
             break
     return (low + high) / 2.0 / scale
 

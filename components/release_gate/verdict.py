@@ -39,6 +39,9 @@ _SHOWN_HARM = ("human_preference", "divergence", "safety", "regression")
 """Criteria whose BLOCK means that people are harmed. The others say that a model should not have been trained or
 released so; on a live model they ask for a look (HOLD) and take nothing away."""
 
+_TOLD_ON_PASS = ("human_preference", "divergence.gap", "safety", "length_style", "kl.sequence", "reward_model.accuracy")
+"""What a release manager reads first when all is well; the rest is in the table."""
+
 _LEAD = {
     Finding.ERROR: "Could not be judged",
     Finding.BLOCK: "Blocked",
@@ -63,7 +66,7 @@ def decide(criteria: Sequence[Criterion], *, live: bool) -> Judgement:
         return Judgement(Verdict.ERROR, ["No criterion applies: nothing was judged."], judged)
     if worst is None:
         return Judgement(Verdict.KEEP if live else Verdict.PROMOTE, _reasons_to_pass(judged), judged)
-    heaviest_first = [found for finding in order for found in judged if found.verdict is finding]
+    heaviest_first = [found for finding in order for found in _people_first(judged) if found.verdict is finding]
     reasons = [f"{_LEAD[found.verdict]} ({_title(found.name)}): {found.reason}" for found in heaviest_first]
     return Judgement(Verdict(str(worst)), reasons, judged)
 
@@ -77,8 +80,15 @@ def _on_live(found: Criterion) -> Criterion:
 
 def _reasons_to_pass(judged: list[Criterion]) -> list[str]:
     passed = [found for found in judged if found.verdict is Finding.PASS]
-    lead = [found for found in passed if found.name.startswith("human_preference")]
-    return [f"Passed ({_title(found.name)}): {found.reason}" for found in lead + [f for f in passed if f not in lead]]
+    told = [found for found in _people_first(passed) if found.name.startswith(_TOLD_ON_PASS)]
+    return [f"All {len(passed)} criteria that apply pass."] + [
+        f"Passed ({_title(found.name)}): {found.reason}" for found in told
+    ]
+
+
+def _people_first(judged: list[Criterion]) -> list[Criterion]:
+    """What people suffer or say before what machines measure; otherwise in the order of the report."""
+    return sorted(judged, key=lambda found: found.name.partition(".")[0] not in _SHOWN_HARM)
 
 
 def _title(name: str) -> str:

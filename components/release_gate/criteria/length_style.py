@@ -25,7 +25,8 @@ def _length_controlled(case: Case) -> Criterion:
     lower = case.human.number(*path, "lower", low=0.0, high=1.0)
     upper = case.human.number(*path, "upper", low=lower, high=1.0)
     passed = lower > needed
-    tail = f"above {percent(needed)}" if passed else f"not above {percent(needed)}: length may explain the preference"
+    doubt = "length may explain the preference" if win_rate > 0.5 else "people do not prefer it"
+    tail = f"above {percent(needed)}" if passed else f"not above {percent(needed)}: {doubt}"
     return Criterion(
         "length_style",
         Finding.PASS if passed else Finding.HOLD,

@@ -1,0 +1,87 @@
+"""What a person does with releases, as plain functions that return JSON values: the command line's and a service's door.
+
+Every function opens ledger and registry from the environment; `actor` is who acts, and stays on the ledger.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from components.release_gate import approvals, office, promotion
+from components.release_gate.promotion import Outcome
+from components.release_gate.states import Event, State
+
+__all__ = ["abandon", "approve", "break_glass", "history", "last_rollback", "reject", "repair", "rollback", "verify"]
+
+
+def history(model: str) -> list[dict[str, Any]]:
+    """Every entry of a model's ledger, oldest first."""
+    return office.history(model)
+
+
+def verify(model: str) -> dict[str, Any]:
+    """Replays a model's ledger: `ok`, `entries`, `head` (sequence and hash), `problems`."""
+    report = office.verify(model)
+    head = {"sequence": report.head[0], "hash": report.head[1]}
+    return {"ok": report.sound, "entries": report.entries, "head": head, "problems": report.problems}
+
+
+def repair(model: str) -> dict[str, Any]:
+    """Makes MLflow's aliases what the ledger says: `changed`, a line an alias."""
+    return {"changed": office.repair(model)}
+
+
+def approve(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
+    """Approves a release; with the last approval that its policy asks for, it is promoted."""
+    opened = office.open_office()
+    approvals.approve(model, version, actor, reason, office=opened)
+    return _as_dict(promotion.promote(model, version, actor, office=opened))
+
+
+def reject(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
+    """Rejects a release, for good."""
+    state = approvals.reject(model, version, actor, reason)
+    return {"model": model, "version": version, "state": str(state), "message": f"Version {version} is rejected."}
+
+
+def break_glass(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
+    """Puts a version live against the gate."""
+    return _as_dict(promotion.break_glass(model, version, actor, reason))
+
+
+def rollback(model: str, *, actor: str, reason: str) -> dict[str, Any]:
+    """Takes the live version back. `version` is the one that is champion again, `taken_back` the one that was."""
+    outcome = promotion.rollback(model, actor, reason)
+    return _as_dict(outcome) | {"version": outcome.champion, "taken_back": outcome.version}
+
+
+def abandon(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
+    """Gives up a promotion that cannot be ended."""
+    state: State = promotion.abandon(model, version, actor, reason)
+    return {"model": model, "version": version, "state": str(state), "message": f"Promotion of {version} is given up."}
+
+
+def last_rollback(model: str) -> dict[str, Any] | None:
+    """The latest rollback by the ledger: `version` restored, `taken_back`, `seconds` from intent to end, `reason`."""
+    view = office.open_office().ledger.view(model)
+    ended = next((entry for entry in reversed(view.entries) if entry.event == Event.ROLLED_BACK), None)
+    if ended is None:
+        return None
+    begun = next(
+        entry
+        for entry in reversed(view.entries)
+        if entry.event == Event.BEGIN_ROLLBACK and entry.version == ended.version and entry.sequence < ended.sequence
+    )
+    seconds = (datetime.fromisoformat(ended.time) - datetime.fromisoformat(begun.time)).total_seconds()
+    return {
+        "version": ended.data["restored"],
+        "taken_back": ended.version,
+        "seconds": seconds,
+        "reason": ended.reason,
+        "actor": ended.actor,
+    }
+
+
+def _as_dict(outcome: Outcome) -> dict[str, Any]:
+    return {**outcome.__dict__, "state": str(outcome.state)}
