@@ -18,19 +18,15 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from components.collection.judging import judge_pairs, load_rater
-from components.collection.sampling import Answer, Sampler, SamplingCounts, draw_pairs
+from components.collection.sampling import SamplingCounts, draw_pairs
 from components.collection.settings import CollectionSettings
 from components.collection.user_data import pass_through
 from components.shared.artifacts import Artifact, Draft, read_artifact, write_artifact
 from components.shared.errors import InputError
-from components.shared.files import digest_of, write_json
-from components.shared.generation import generate
-from components.shared.models import decode_response, encode_prompt, load_policy, load_tokenizer
-from components.shared.progress import report
+from components.shared.files import write_json
 from components.shared.records import PreferenceRecord, PromptRecord, read_records, write_records
 from components.shared.settings import parse_settings
 from components.shared.tracking import stage_run
@@ -42,8 +38,6 @@ PROVENANCE_FILE = "provenance.json"
 USER_FOLDER = "user"
 
 logger = logging.getLogger(__name__)
-
-_BATCHES_PER_CALL = 8
 
 
 def run(
@@ -104,6 +98,8 @@ def _from_raters(
     policy: Artifact, dataset: Artifact, draft: Draft, seed: int, settings: CollectionSettings
 ) -> dict[str, Any]:
     """Samples, judges and writes the pairs; returns the provenance."""
+    from components.collection.policy_sampler import policy_sampler  # torch: not for pairs that are passed through
+
     prompts_file = dataset.file("prompts/train.jsonl")
     prompts = list(read_records(prompts_file, PromptRecord))
     if not prompts:
@@ -115,7 +111,7 @@ def _from_raters(
         pairs=settings.pairs,
         samples_per_prompt=settings.samples_per_prompt,
         resample_rounds=settings.resample_rounds,
-        sample=_policy_sampler(policy.path, seed, settings),
+        sample=policy_sampler(policy.path, seed, settings),
         rng=random.Random(seed),
     )
     if not pairs:
@@ -129,31 +125,6 @@ def _from_raters(
     records = judge_pairs(pairs, rater, where=plug_in, provenance=shared)
     write_records(draft.path / PAIRS_FILE, records)
     return _provenance(records, prompts, counts, settings)
-
-
-def _policy_sampler(folder: Path, seed: int, settings: CollectionSettings) -> Sampler:
-    """A sampler over the policy; the same seed and calls give the same answers."""
-    policy = load_policy(folder)
-    tokenizer = load_tokenizer(folder)
-
-    def sample(prompts: Sequence[PromptRecord], round_number: int) -> list[Answer]:
-        answers: list[Answer] = []
-        chunk = settings.batch_size * _BATCHES_PER_CALL
-        for start in range(0, len(prompts), chunk):
-            generations = generate(
-                policy,
-                tokenizer,
-                [encode_prompt(tokenizer, record.prompt) for record in prompts[start : start + chunk]],
-                max_new_tokens=settings.max_response_tokens,
-                temperature=settings.temperature,
-                batch_size=settings.batch_size,
-                seed=int(digest_of([seed, round_number, start])[:8], 16),
-            )
-            answers += [Answer(decode_response(tokenizer, g.response_ids), g.finished) for g in generations]
-            report("sample answers", len(answers), len(prompts), round=str(round_number + 1))
-        return answers
-
-    return sample
 
 
 def _warn_of_shortage(counts: SamplingCounts, settings: CollectionSettings) -> None:
