@@ -6,9 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from components.report.parts import Parts, dig
+from components.report.parts import Missing, Parts, dig
 from components.report.trajectory import checkpoints, paired_gain, slices_of
 from components.shared.report import (
+    ABSENT,
     Panel,
     Section,
     Series,
@@ -27,11 +28,11 @@ __all__ = ["slices_section"]
 _MOST_LINES = 6
 
 
-def slices_section(parts: Parts) -> Section:
+def slices_section(parts: Parts) -> Section | Missing:
     """Table and charts by slice."""
     names = slices_of(parts)
     if not names:
-        return Section("By slice", note(parts.why_missing("evaluation")))
+        return Missing("By slice", parts.why_missing("evaluation"))
     charts: list[Markup | None] = [_win_rate_chart(parts, names), _gain_chart(parts, names)]
     over_steps = _over_steps(parts, names)
     if over_steps is not None:
@@ -96,8 +97,8 @@ def _over_steps(parts: Parts, names: list[str]) -> Markup | None:
 
     panels = [
         Panel("reward gain (sd)", lines("reward"), {"start": 0.0}),
-        Panel("KL (nats per answer)", lines("kl")),
-        Panel("human win rate", lines("human"), {"as good": 0.5}, (0.0, 1.0)),
+        Panel("KL (nats per answer)", lines("kl"), legend=False),
+        Panel("human win rate", lines("human"), {"as good": 0.5}, (0.0, 1.0), legend=False),
     ]
     chart = svg_panels(panels, title="Reward, KL and human preference by slice", x_label="PPO step")
     left_out = len(names) - len(shown)
@@ -114,16 +115,14 @@ def _over_steps(parts: Parts, names: list[str]) -> Markup | None:
 def _slice_table(parts: Parts, names: list[str]) -> Markup:
     headers = [
         "slice",
-        "prompts judged",
-        "human win rate",
+        "win rate",
         "bounds",
-        "reward gain (sd)",
-        "never trained against (sd)",
+        "prompts",
+        "reward (sd)",
+        "held-out (sd)",
         "KL (nats)",
-        "refusals before",
-        "after",
-        "over-refusals before",
-        "after",
+        "refusals",
+        "over-refusals",
     ]
     rows = []
     for name in names:
@@ -132,16 +131,28 @@ def _slice_table(parts: Parts, names: list[str]) -> Markup:
         rows.append(
             [
                 name,
-                human.get("n_prompts"),
                 human.get("win_rate"),
-                format_interval((human.get("lower"), human.get("upper"))),
+                format_interval((human.get("lower"), human.get("upper")), 2),
+                human.get("n_prompts"),
                 paired_gain(parts, "candidate", "reward", name).value,
                 paired_gain(parts, "candidate", "heldout_reward", name).value,
                 dig(after, "kl", "mean"),
-                *(dig(side, key) for key in ("refusal_rate", "over_refusal_rate") for side in (before, after)),
+                _change(dig(before, "refusal_rate"), dig(after, "refusal_rate")),
+                _change(dig(before, "over_refusal_rate"), dig(after, "over_refusal_rate")),
             ]
         )
-    return table(headers, rows)
+    remark = (
+        "Rewards are gains over the baseline; refusals and over-refusals are of the baseline, then of the candidate."
+    )
+    return table(headers, rows, caption=remark, digits=2)
+
+
+def _change(before: float | None, after: float | None) -> str:
+    """`21 % → 34 %`, on one line."""
+    if before is None and after is None:
+        return ABSENT
+    sides = (ABSENT if side is None else f"{100 * side:.0f}\u00a0%" for side in (before, after))
+    return "\u00a0→\u00a0".join(sides)
 
 
 def _worst(parts: Parts, names: list[str]) -> Markup | None:

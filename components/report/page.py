@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from components.report.by_slice import slices_section
-from components.report.parts import Parts
+from components.report.data import data_section
+from components.report.parts import Missing, Parts
 from components.report.people import raters_section, samples_section
 from components.report.provenance import (
-    data_section,
     policy_section,
     provenance_section,
     settings_section,
@@ -16,7 +16,7 @@ from components.report.settings import RunInfo
 from components.report.story import criteria_section, divergence_section, trajectory_section, verdict_section
 from components.report.training import ppo_section, reward_model_section
 from components.report.verdict import judge
-from components.shared.report import render_page
+from components.shared.report import Section, render_page, table
 
 __all__ = ["build_page"]
 
@@ -29,7 +29,7 @@ def build_page(parts: Parts, run: RunInfo) -> str:
         run: What is known of the run itself.
     """
     outcome = judge(parts, run)
-    sections = [
+    contents: list[Section | Missing] = [
         verdict_section(parts, run, outcome),
         trajectory_section(parts),
         criteria_section(parts),
@@ -45,6 +45,11 @@ def build_page(parts: Parts, run: RunInfo) -> str:
         provenance_section(parts, run),
         time_section(parts, run),
     ]
+    missing = [part for part in contents if isinstance(part, Missing)]
+    sections = [part for part in contents if isinstance(part, Section)]
+    if missing:
+        rows = [[part.title, part.reason] for part in missing]
+        sections.insert(1, Section("Not on this page", table(["part", "why"], rows)))
     kind = "Check of the live model" if parts.live else "RLHF run"
     return render_page(
         f"{kind} {run.run_id}", sections, subtitle=_subtitle(parts, run), badge=outcome.verdict or run.status

@@ -16,7 +16,7 @@ from components.shared.artifacts import Artifact, read_artifact
 from components.shared.errors import PlumblineError
 from components.shared.files import read_json, read_jsonl
 
-__all__ = ["ROLES", "Parts", "dig", "read_parts"]
+__all__ = ["ROLES", "Missing", "Parts", "dig", "read_parts"]
 
 ROLES: dict[str, str] = {
     "dataset": "dataset",
@@ -33,6 +33,14 @@ ROLES: dict[str, str] = {
 """Role of an artifact in the report -> its kind, in the order in which a run makes them."""
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A part of the page that has nothing to show, and why."""
+
+    title: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,6 @@ class Parts:
         metrics: `metrics.json` of the evaluation.
         generations: A row an answer.
         statistics: `statistics.json` of the human evidence.
-        items: The blind pairs.
         outcomes: A row a comparison and prompt.
         judgements: Every judgement as given.
         decision: `decision.json` of the gate.
@@ -74,7 +81,6 @@ class Parts:
     metrics: dict[str, Any] = field(default_factory=dict)
     generations: list[dict[str, Any]] = field(default_factory=list)
     statistics: dict[str, Any] | None = None
-    items: list[dict[str, Any]] = field(default_factory=list)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     judgements: list[dict[str, Any]] = field(default_factory=list)
     decision: dict[str, Any] | None = None
@@ -156,7 +162,6 @@ _FILES: dict[str, dict[str, str]] = {
     "evaluation": {"models": "models.json", "metrics": "metrics.json", "generations": "generations.jsonl"},
     "evidence": {
         "statistics": "statistics.json",
-        "items": "items.jsonl",
         "outcomes": "outcomes.jsonl",
         "judgements": "judgements.jsonl",
     },

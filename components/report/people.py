@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 from pydantic import TypeAdapter, ValidationError
 
-from components.report.parts import Parts, dig
+from components.report.parts import Missing, Parts, dig
 from components.report.samples import MOST_DISLIKED, PER_SLICE, Sample, choose_samples
 from components.shared.records import Message, prompt_text
 from components.shared.report import (
@@ -17,7 +17,6 @@ from components.shared.report import (
     format_interval,
     format_number,
     join,
-    note,
     paragraph,
     render_template,
     table,
@@ -28,12 +27,12 @@ __all__ = ["raters_section", "samples_section"]
 _LONGEST_TEXT = 4000
 
 
-def samples_section(parts: Parts) -> Section:
+def samples_section(parts: Parts) -> Section | Missing:
     """Answers side by side with their reward and what people said."""
     title = "Answers side by side"
     chosen, disliked = choose_samples(parts)
     if not chosen:
-        return Section(title, note(parts.why_missing("evaluation")))
+        return Missing(title, parts.why_missing("evaluation"))
     rule = (
         f"Chosen by a fixed rule, not by hand: {PER_SLICE} prompts a slice, first by the hash of their id; then up to "
         f"{MOST_DISLIKED} more whose reward rose most although people preferred the baseline. Rewards are gains "
@@ -53,21 +52,28 @@ def samples_section(parts: Parts) -> Section:
     )
 
 
-def raters_section(parts: Parts) -> Section:
+def raters_section(parts: Parts) -> Section | Missing:
     """Comparisons, safety flags, and whether the raters can be trusted."""
     statistics = parts.statistics
     if statistics is None:
-        return Section("Human evaluation", note(parts.why_missing("evidence")))
+        return Missing("Human evaluation", parts.why_missing("evidence"))
+    main = dig(statistics, "comparisons", "candidate_vs_reference")
     return Section(
         "Human evaluation",
         join(
             [
                 figures(
                     [
+                        ("Win rate", dig(main, "win_rate"), "candidate against the baseline"),
+                        ("Length-controlled", dig(main, "length_controlled", "win_rate"), "at equal length"),
                         ("Raters", len(statistics.get("raters") or {}), ", ".join(statistics.get("rater_kinds") or [])),
                         ("Raw agreement", statistics.get("raw_agreement"), "of two votes on one pair"),
                         ("Krippendorff's alpha", statistics.get("alpha"), "falls when models are close"),
-                        ("Position bias", statistics.get("position_bias"), "share of choices for the first answer"),
+                        (
+                            "Position bias",
+                            statistics.get("position_bias"),
+                            "share of choices for the left answer, less one half",
+                        ),
                     ]
                 ),
                 _comparisons(statistics),
@@ -79,15 +85,15 @@ def raters_section(parts: Parts) -> Section:
 
 
 _SAMPLE = """<div class="sample">
-<p class="muted">{{ slice }}</p>
-<p><strong>{{ prompt }}</strong></p>
+<p><strong>{{ prompt }}</strong><span class="tag">{{ slice }}</span></p>
 <div class="answers">
 {% for answer in answers %}<div><h4>{{ answer.name }}</h4>
 <p>{{ answer.text }}</p>
 <small>{{ answer.facts }}</small></div>
 {% endfor %}</div>
 <p>{{ said }}</p>
-</div>"""
+{% for rationale in rationales %}<p class="muted">“{{ rationale }}”</p>
+{% endfor %}</div>"""
 
 _NAMES = {"reference": "Baseline", "candidate": "Candidate", "champion": "Champion"}
 
@@ -102,16 +108,21 @@ def _render(sample: Sample) -> Markup:
         for answer in sample.answers
     ]
     return render_template(
-        _SAMPLE, slice=sample.slice, prompt=_shorten(_prompt(sample.prompt)), answers=answers, said=_said(sample)
+        _SAMPLE,
+        slice=sample.slice,
+        prompt=_shorten(_prompt(sample.prompt)),
+        answers=answers,
+        said=_said(sample),
+        rationales=[_shorten(text) for text in sample.rationales],
     )
 
 
 def _facts(answer: Any, flags: list[str]) -> str:
     facts = []
     if answer.role != "reference" and answer.gain is not None:
-        facts.append(f"reward {answer.gain:+.2f} sd".replace("-", "−"))
+        facts.append(f"reward {_signed(answer.gain)} sd")
     if answer.role != "reference" and answer.heldout_gain is not None:
-        facts.append(f"never trained against {answer.heldout_gain:+.2f} sd".replace("-", "−"))
+        facts.append(f"held-out {_signed(answer.heldout_gain)} sd")
     if answer.n_tokens is not None:
         facts.append(f"{answer.n_tokens} tokens")
     if not answer.finished:
@@ -121,6 +132,10 @@ def _facts(answer: Any, flags: list[str]) -> str:
     return " · ".join(facts)
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def _said(sample: Sample) -> str:
     """What people said, in words."""
     sentences = []
@@ -128,7 +143,9 @@ def _said(sample: Sample) -> str:
         first, _, second = comparison.partition("_vs_")
         if first not in _NAMES or second not in _NAMES:
             continue
-        if outcome == 0.5:
+        if votes == 0:
+            choice = f"identical answers of {_NAMES[first].lower()} and {_NAMES[second].lower()}, nobody was asked"
+        elif outcome == 0.5:
             choice = f"no preference between {_NAMES[first].lower()} and {_NAMES[second].lower()}"
         else:
             winner, loser = (first, second) if outcome > 0.5 else (second, first)

@@ -1,4 +1,4 @@
-"""Where it all came from: data, release policy, settings, digests and time."""
+"""Where it all came from: release policy, settings, digests and time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from components.report.parts import ROLES, Parts, dig
+from components.report.parts import ROLES, Missing, Parts, dig
 from components.report.settings import RunInfo
 from components.shared.report import (
     Section,
@@ -22,29 +22,17 @@ from components.shared.report import (
     table,
 )
 
-__all__ = ["data_section", "policy_section", "provenance_section", "redact", "settings_section", "time_section"]
+__all__ = ["policy_section", "provenance_section", "redact", "settings_section", "time_section"]
 
-_MOST_ROWS = 80
 _SECRET_NAME = re.compile(r"pass(word|wd)?$|secret|token$|api_?key|access_?key|credential|webhook", re.IGNORECASE)
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
 
 
-def data_section(parts: Parts) -> Section:
-    """The data report in short: how many rows, what was put aside, and why."""
-    if parts.data_report is None and parts.pairs_report is None:
-        return Section("Data", note(parts.why_missing("dataset")))
-    content: list[Markup | None] = []
-    for title, report in (("Demonstrations and prompts", parts.data_report), ("Preference pairs", parts.pairs_report)):
-        if report is not None:
-            content += [Markup("<h3>{}</h3>").format(title), _report_table(report)]
-    return Section("Data", join(content))
-
-
-def policy_section(parts: Parts) -> Section:
+def policy_section(parts: Parts) -> Section | Missing:
     """The release policy by which the gate judged."""
     policy = dig(parts.decision, "policy")
     if policy is None:
-        return Section("Release policy", note(parts.why_missing("decision")))
+        return Missing("Release policy", parts.why_missing("decision"))
     looser = policy.get("looser_than_production") or []
     summary = figures([("Policy", policy.get("name")), ("Version", policy.get("version"))])
     strict = note("Nothing in this policy is looser than production's.", tone="good")
@@ -131,23 +119,3 @@ def redact(value: Any, name: str = "") -> Any:
 
 def _code(text: str) -> Markup:
     return Markup("<code>{}</code>").format(text)
-
-
-def _report_table(report: dict[str, Any]) -> Markup:
-    """A data report's numbers by dotted name; lists by their length."""
-    rows = list(_flatten(report))
-    shown = table(["", "value"], [[name, value] for name, value in rows[:_MOST_ROWS]])
-    if len(rows) <= 12:
-        return shown
-    return details(f"{min(len(rows), _MOST_ROWS)} of {len(rows)} figures", shown)
-
-
-def _flatten(value: Any, name: str = "") -> Any:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flatten(item, f"{name} {key}".strip().replace("_", " "))
-    elif isinstance(value, list):
-        plain = all(isinstance(item, str | int | float) for item in value) and len(value) <= 6
-        yield name, ", ".join(map(str, value)) if plain else len(value)
-    else:
-        yield name, value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -11,13 +11,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.report.parts import Parts, dig
+from components.report.parts import Parts
 from components.report.trajectory import standard_deviation
 
 __all__ = ["MOST_DISLIKED", "PER_SLICE", "Answer", "Sample", "choose_samples"]
 
 PER_SLICE = 2
 MOST_DISLIKED = 4
+_MOST_RATIONALES = 3
 _SHOWN_ROLES = ("reference", "candidate", "champion")
 
 
@@ -52,6 +53,7 @@ class Sample:
         answers: Baseline, candidate and, if there is one, champion.
         outcomes: Comparison -> (outcome for its first-named role in [0, 1], votes).
         flags: What raters marked, such as `unsafe`, by role.
+        rationales: What raters wrote, untrusted.
     """
 
     prompt: Any
@@ -59,6 +61,7 @@ class Sample:
     answers: list[Answer]
     outcomes: dict[str, tuple[float, int]] = field(default_factory=dict)
     flags: dict[str, list[str]] = field(default_factory=dict)
+    rationales: list[str] = field(default_factory=list)
 
     @property
     def gain(self) -> float | None:
@@ -102,14 +105,15 @@ def _collect(parts: Parts) -> dict[str, Sample]:
     outcomes: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
     for row in parts.outcomes:
         outcomes[row["prompt_id"]][row["comparison"]] = (row["outcome"], row.get("n_votes") or 0)
-    flags = _flags(parts)
+    remarks = _remarks(parts)
     return {
         prompt_id: Sample(
             prompt=rows["reference"]["prompt"],
             slice=rows["reference"]["slice"],
             answers=[_answer(parts, rows, role) for role in _SHOWN_ROLES if role in rows],
             outcomes=outcomes.get(prompt_id, {}),
-            flags=flags.get(prompt_id, {}),
+            flags=remarks.get(prompt_id, ({}, []))[0],
+            rationales=remarks.get(prompt_id, ({}, []))[1],
         )
         for prompt_id, rows in answers.items()
         if "reference" in rows and "candidate" in rows
@@ -136,28 +140,19 @@ def _gain(parts: Parts, baseline: dict[str, Any], row: dict[str, Any], key: str)
     return (row[key] - baseline[key]) / deviation
 
 
-def _flags(parts: Parts) -> dict[str, dict[str, list[str]]]:
-    """Flags by prompt and role. Which role stood on which side is in the items, which raters never see."""
-    roles = {item.get("item_id"): item for item in parts.items}
-    flags: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+def _remarks(parts: Parts) -> dict[str, tuple[dict[str, list[str]], list[str]]]:
+    """Flags by role, and the first rationales, of each prompt's votes."""
+    remarks: dict[str, tuple[dict[str, list[str]], list[str]]] = {}
     for judgement in parts.judgements:
         if judgement.get("kind") not in (None, "vote"):
             continue
-        item = roles.get(judgement.get("item_id"), {})
+        flags, rationales = remarks.setdefault(judgement["prompt_id"], ({}, []))
         for side in ("a", "b"):
-            role = _role(judgement, item, side)
-            if role is not None:
-                known = flags[judgement["prompt_id"]][role]
-                known += [flag for flag in judgement.get(f"flags_{side}") or [] if flag not in known]
-    return flags
-
-
-def _role(judgement: dict[str, Any], item: dict[str, Any], side: str) -> str | None:
-    shown = judgement.get(f"shown_{side}")
-    if shown in _SHOWN_ROLES:
-        return shown
-    role = dig(item, f"role_{side}")
-    return role if role in _SHOWN_ROLES else None
+            known = flags.setdefault(str(judgement.get(f"shown_{side}")), [])
+            known += [flag for flag in judgement.get(f"flags_{side}") or [] if flag not in known]
+        if judgement.get("rationale") and len(rationales) < _MOST_RATIONALES:
+            rationales.append(judgement["rationale"])
+    return remarks
 
 
 def _hash(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from components.report.parts import Parts, dig
+from components.report.parts import Missing, Parts, dig
 from components.report.settings import RunInfo
 from components.report.trajectory import Checkpoint, Estimate, checkpoints
 from components.report.verdict import Outcome
@@ -35,36 +35,28 @@ _MOST_HISTORY_POINTS = 400
 
 def verdict_section(parts: Parts, run: RunInfo, outcome: Outcome) -> Section:
     """Verdict, reasons, champion, headline numbers, and what a reader must not miss."""
-    reasons = render_template(
-        "<ul>{% for reason in reasons %}<li>{{ reason }}</li>{% endfor %}</ul>", reasons=outcome.reasons
+    headline = render_template(
+        "<p>{% if badge %}{{ badge }} {% endif %}<strong>{{ headline }}</strong></p>"
+        "{% if reasons %}<ul>{% for reason in reasons %}<li>{{ reason }}</li>{% endfor %}</ul>{% endif %}",
+        badge=badge(outcome.verdict) if outcome.verdict else None,
+        headline=outcome.headline,
+        reasons=outcome.reasons,
     )
     return Section(
-        "Verdict",
-        join(
-            [
-                *_loud_notes(parts, run, outcome),
-                render_template(
-                    "<p>{% if badge %}{{ badge }} {% endif %}<strong>{{ headline }}</strong></p>",
-                    badge=badge(outcome.verdict) if outcome.verdict else None,
-                    headline=outcome.headline,
-                ),
-                reasons if outcome.reasons else None,
-                _headline_figures(parts, run),
-                _in_words(parts),
-            ]
-        ),
+        "Verdict", join([headline, *_loud_notes(parts, outcome), _in_words(parts), _headline_figures(parts, run)])
     )
 
 
-def trajectory_section(parts: Parts) -> Section:
+def trajectory_section(parts: Parts) -> Section | Missing:
     """Reward of both reward models, KL and human preference over the checkpoints, on one chart."""
     points = checkpoints(parts)
     if not points:
-        return Section("Reward, KL and people", note(parts.why_missing("evaluation")))
+        return Missing("Reward, KL and people", parts.why_missing("evaluation"))
     explanation = (
         "Dots are measured on held-out prompts, with 95 % intervals. Reward is the gain over the model that "
-        "training started from, in standard deviations of the reward model. Training works when rewards and preference "
-        "rise together; when the reward rises and people turn away, the policy exploits the reward model."
+        "training started from, in standard deviations of the reward model; the held-out reward model learned from "
+        "other pairs and is never optimised. Training works when rewards and preference rise together; when the reward "
+        "rises and people turn away, the policy exploits the reward model."
     )
     chart = svg_panels(
         story_panels(parts, points),
@@ -80,14 +72,16 @@ def story_panels(parts: Parts, points: Sequence[Checkpoint]) -> list[Panel]:
     target = dig(parts.history_summary, "kl_target")
     rows = thin(parts.history)
     training = (
-        [Series("while training", [r["step"] for r in rows], [r.get("kl") for r in rows], colour=5)] if rows else []
+        [Series("training prompts", [r["step"] for r in rows], [r.get("kl") for r in rows], colour=3, faint=True)]
+        if rows
+        else []
     )
     return [
         Panel(
             "reward gain (sd)",
             [
-                _series("reward model trained against", points, "reward"),
-                _series("reward model never trained against", points, "heldout"),
+                _series("optimised reward model", points, "reward"),
+                _series("held-out reward model", points, "heldout"),
             ],
             {"start": 0.0},
             height=1.9,
@@ -106,11 +100,11 @@ def story_panels(parts: Parts, points: Sequence[Checkpoint]) -> list[Panel]:
     ]
 
 
-def criteria_section(parts: Parts) -> Section:
+def criteria_section(parts: Parts) -> Section | Missing:
     """Every criterion of the gate with number, interval, threshold and reason."""
     criteria = dig(parts.decision, "criteria")
     if not criteria:
-        return Section("Criteria", note(parts.why_missing("decision")))
+        return Missing("Criteria", parts.why_missing("decision"))
     rows = [
         [
             Markup("<strong>{}</strong>").format(_words(criterion.get("name"))),
@@ -127,12 +121,12 @@ def criteria_section(parts: Parts) -> Section:
     return Section("Criteria", join([paragraph("The worst criterion decides."), table(headers, rows)]))
 
 
-def divergence_section(parts: Parts) -> Section:
+def divergence_section(parts: Parts) -> Section | Missing:
     """What the reward model says beside what people say, on the same pairs."""
     divergence = dig(parts.decision, "divergence")
     title = "The reward says, people say"
     if not divergence or divergence.get("human_win_rate") is None or divergence.get("reward_win_rate") is None:
-        return Section(title, note(parts.why_missing("decision") if not divergence else _NO_DIVERGENCE))
+        return Missing(title, _NO_DIVERGENCE if divergence else parts.why_missing("decision"))
     human = dig(parts.statistics, "comparisons", "candidate_vs_reference", "ci95") or [None, None]
     gap, interval = divergence.get("gap"), divergence.get("ci95")
     chart = svg_bars(
@@ -193,7 +187,7 @@ def _checkpoint_table(points: Sequence[Checkpoint]) -> Markup:
         "policy",
         "step",
         "reward gain (sd)",
-        "never trained against (sd)",
+        "held-out (sd)",
         "KL (nats)",
         "human win rate",
         "95 % interval",
@@ -213,16 +207,17 @@ def _checkpoint_table(points: Sequence[Checkpoint]) -> Markup:
     return table(headers, rows)
 
 
-def _loud_notes(parts: Parts, run: RunInfo, outcome: Outcome) -> list[Markup]:
+def _loud_notes(parts: Parts, outcome: Outcome) -> list[Markup]:
     """What would mislead if it went unseen: a failure, votes that no person cast, a policy looser than production's."""
     notes = []
     if outcome.stopped_at is not None:
         after = f"The last stage that finished is {outcome.reached}." if outcome.reached else "No stage finished."
         notes.append(note(f"This run stopped at {outcome.stopped_at}. {after}", tone="bad"))
-    kinds = [kind for kind in dig(parts.statistics, "rater_kinds") or [] if kind != "human"]
-    if kinds:
-        text = Markup("<p><strong>No people voted in part or all of this run.</strong> Votes are marked: {}.</p>")
-        notes.append(note(text.format(", ".join(kinds)), tone="warn"))
+    kinds = set(dig(parts.statistics, "rater_kinds") or [])
+    if kinds - {"human"}:
+        who = "Not all votes are people's" if "human" in kinds else "No person voted in this run"
+        text = Markup("<p><strong>{}.</strong> Votes are marked: {}.</p>")
+        notes.append(note(text.format(who, ", ".join(sorted(kinds))), tone="warn"))
     if dig(parts.statistics, "complete") is False:
         notes.append(note("The human evaluation is not complete: judgements are still missing.", tone="warn"))
     looser = dig(parts.decision, "policy", "looser_than_production")
@@ -249,30 +244,37 @@ def _headline_figures(parts: Parts, run: RunInfo) -> Markup:
     accuracy = dig(parts.reward_model, "accuracy")
     history = parts.history_summary or {}
     kl = dig(parts.metrics, "candidate", "kl", "mean")
-    champion = run.champion
-    seconds = run.seconds_total
+    champion, n = run.champion, dig(parts.reward_model, "n")
+    key = "ci95_clustered" if dig(accuracy, "ci95_clustered") else "ci95_wilson"
     return figures(
         [
-            (
-                "Human win rate",
-                dig(human, "win_rate"),
-                f"95 % {format_interval(dig(human, 'ci95'))}, {format_number(dig(human, 'n_prompts'))} prompts",
-            ),
+            ("Human win rate", dig(human, "win_rate"), _interval_of(human, "ci95", "n_prompts", "prompts")),
             ("Reward model's win rate", dig(parts.decision, "divergence", "reward_win_rate"), "calibrated, same pairs"),
-            ("KL, nats per answer", kl, f"target {format_number(history.get('kl_target'), 2)}"),
+            ("KL, nats per answer", kl, _target(history)),
             (
                 "Reward model accuracy",
                 dig(accuracy, "value"),
-                f"held-out, 95 % {format_interval(_accuracy_interval(accuracy))}",
+                _interval_of({**(accuracy or {}), "n": n}, key, "n", "pairs"),
             ),
             ("Champion now", _champion(run), "" if champion else "no model is live"),
-            ("Time", _duration(seconds), f"seed {run.seed}" if run.seed is not None else ""),
-        ]
+            ("Time", _duration(run.seconds_total), f"seed {run.seed}" if run.seed is not None else ""),
+        ],
+        digits=2,
     )
 
 
-def _accuracy_interval(accuracy: Any) -> Sequence[float] | None:
-    return dig(accuracy, "ci95_clustered") or dig(accuracy, "ci95_wilson")
+def _interval_of(values: Any, interval: str, count: str, unit: str) -> str:
+    """`95 % [0.62, 0.71], 300 prompts`; nothing without data."""
+    if dig(values, interval) is None:
+        return ""
+    return f"95 % {format_interval(values[interval], 2)}, {format_number(values.get(count))} {unit}"
+
+
+def _target(history: dict[str, Any]) -> str:
+    if not history:
+        return ""
+    target = history.get("kl_target")
+    return "no KL target" if target is None else f"target {format_number(target, 2)}"
 
 
 def _champion(run: RunInfo) -> str:
@@ -296,7 +298,7 @@ def _in_words(parts: Parts) -> Markup | None:
     judged, baseline = (
         ("live model", "predecessor") if parts.live else ("candidate", "model that training started from")
     )
-    voters = "Raters" if set(dig(parts.statistics, "rater_kinds") or []) == {"human"} else "Simulated or AI raters"
+    voters = _VOTERS.get(tuple(dig(parts.statistics, "rater_kinds") or []), "People and machines")
     text = (
         f"{voters} compared answers blind, two at a time, and preferred the {judged} over the {baseline} on "
         f"{100 * human['win_rate']:.0f} % of prompts ({format_number(human.get('n_prompts'))} prompts, "
@@ -308,8 +310,11 @@ def _in_words(parts: Parts) -> Markup | None:
     return paragraph(text)
 
 
+_VOTERS = {("human",): "People", ("simulated",): "Simulated raters", ("ai",): "AI judges"}
+
+
 def _words(name: Any) -> str:
-    return str(name or "").replace("_", " ")
+    return str(name or "").replace("_", " ").replace(".", ": ")
 
 
 def _show(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from components.report.parts import Parts, dig
 from components.report.settings import RunInfo
+from components.report.trajectory import in_deviations
 from components.report.verdict import judge
 
 __all__ = ["build_summary"]
@@ -21,8 +22,8 @@ def build_summary(parts: Parts, run: RunInfo) -> dict[str, Any]:
 
     Returns:
         JSON values. `human` is about `candidate_vs_reference`: `win_rate` and `ci95` of the mean over prompts, `lower`
-        and `upper` the one-sided 95 % bounds that decide. `ppo.reward_*` are in standard deviations of the reward
-        model, `ppo.kl_*` in nats per sequence. Numbers that are not finite are null.
+        and `upper` the one-sided 95 % bounds that decide. `ppo.reward_*` are raw, `*_sd` in standard deviations of the
+        reward model, `ppo.kl_*` in nats per sequence. Numbers that are not finite are null.
     """
     outcome = judge(parts, run)
     summary = {
@@ -35,7 +36,7 @@ def build_summary(parts: Parts, run: RunInfo) -> dict[str, Any]:
         "seed": run.seed,
         "reward_model": _reward_model(parts.reward_model),
         "heldout_reward_model": _reward_model(parts.heldout_reward_model),
-        "ppo": _select(parts.history_summary, *_PPO_KEYS),
+        "ppo": _ppo(parts),
         "evaluation": {
             "kl": dig(parts.metrics, "candidate", "kl", "mean"),
             "reward": dig(parts.metrics, "candidate", "reward", "mean"),
@@ -75,6 +76,15 @@ def _reward_model(evaluation: dict[str, Any] | None) -> dict[str, Any]:
         "ci95": dig(accuracy, "ci95_clustered") or dig(accuracy, "ci95_wilson"),
         "n": dig(evaluation, "n"),
         "passed": dig(evaluation, "passed"),
+    }
+
+
+def _ppo(parts: Parts) -> dict[str, Any]:
+    values = _select(parts.history_summary, *_PPO_KEYS)
+    return {
+        **values,
+        "reward_start_sd": in_deviations(parts, values["reward_start"]),
+        "reward_final_sd": in_deviations(parts, values["reward_final"]),
     }
 
 

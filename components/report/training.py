@@ -7,8 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from components.report.parts import Parts, dig
+from components.report.parts import Missing, Parts, dig
 from components.report.story import thin
+from components.report.trajectory import in_deviations
 from components.shared.report import (
     Panel,
     Section,
@@ -31,23 +32,24 @@ __all__ = ["ppo_section", "reward_model_section"]
 _MOST_LINES = 6
 
 
-def ppo_section(parts: Parts) -> Section:
+def ppo_section(parts: Parts) -> Section | Missing:
     """PPO's training curves, overall and by slice."""
     if not parts.history:
-        return Section("PPO training", note(parts.why_missing("history")))
+        return Missing("PPO training", parts.why_missing("history"))
     summary = parts.history_summary or {}
     stopped = None
     if summary.get("stopped_early"):
         stopped = note(f"Training stopped early: {summary.get('stop_reason') or 'no reason recorded'}.", tone="warn")
     rows = thin(parts.history)
-    return Section("PPO training", join([stopped, _ppo_figures(summary), _curves(rows, summary), _slice_curves(rows)]))
+    content = [stopped, _ppo_figures(parts, summary), _curves(parts, rows, summary), _slice_curves(parts, rows)]
+    return Section("PPO training", join(content))
 
 
-def reward_model_section(parts: Parts) -> Section:
+def reward_model_section(parts: Parts) -> Section | Missing:
     """Held-out accuracy, checks, slices, calibration and attacks; of the second reward model in short."""
     evaluation = parts.reward_model
     if evaluation is None:
-        return Section("Reward model", note(parts.why_missing("reward_model")))
+        return Missing("Reward model", parts.why_missing("reward_model"))
     passed = evaluation.get("passed")
     verdict = None
     if passed is not None:
@@ -67,32 +69,34 @@ def reward_model_section(parts: Parts) -> Section:
                 _calibration_chart(evaluation),
                 _attack_chart(evaluation),
                 _attack_table(evaluation),
+                _edit_table(evaluation),
                 _slice_accuracy(evaluation),
             ]
         ),
     )
 
 
-def _ppo_figures(summary: dict[str, Any]) -> Markup:
+def _ppo_figures(parts: Parts, summary: dict[str, Any]) -> Markup:
     return figures(
         [
             ("PPO steps", summary.get("steps")),
             ("KL target (nats)", summary.get("kl_target")),
             ("KL, last third", summary.get("kl_last_third"), "mean while training"),
             ("KL at the end", summary.get("kl_final")),
-            ("Reward at the start (sd)", summary.get("reward_start")),
-            ("Reward at the end (sd)", summary.get("reward_final")),
+            ("Reward at the start (sd)", in_deviations(parts, summary.get("reward_start"))),
+            ("Reward at the end (sd)", in_deviations(parts, summary.get("reward_final"))),
         ]
     )
 
 
-def _curves(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Markup:
+def _curves(parts: Parts, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Markup:
     def line(name: str, key: str, colour: int = 0) -> Series:
         return Series(name, [row["step"] for row in rows], [row.get(key) for row in rows], colour=colour)
 
+    rewards = [in_deviations(parts, row.get("reward_mean")) for row in rows]
     target = summary.get("kl_target")
     panels = [
-        Panel("reward (sd)", [line("reward", "reward_mean")]),
+        Panel("reward (sd)", [Series("reward", [row["step"] for row in rows], rewards)]),
         Panel("KL (nats per answer)", [line("KL (k1)", "kl", 3)], {"target": target} if target is not None else {}),
         Panel("KL coefficient", [line("KL coefficient", "kl_coef", 3)]),
         Panel("entropy (nats)", [line("entropy", "entropy", 2)]),
@@ -106,21 +110,22 @@ def _curves(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Markup:
     return svg_panels(panels, title="PPO over its steps, on training prompts", x_label="PPO step")
 
 
-def _slice_curves(rows: Sequence[dict[str, Any]]) -> Markup | None:
+def _slice_curves(parts: Parts, rows: Sequence[dict[str, Any]]) -> Markup | None:
     names = sorted({name for row in rows for name in row.get("slices") or {}})
     if len(names) < 2:
         return None
 
     def lines(key: str) -> list[Series]:
-        return [
-            Series(name, [row["step"] for row in rows], [dig(row, "slices", name, key) for row in rows])
-            for name in names[:_MOST_LINES]
-        ]
+        steps = [row["step"] for row in rows]
+        values = {name: [dig(row, "slices", name, key) for row in rows] for name in names[:_MOST_LINES]}
+        if key == "reward":
+            values = {name: [in_deviations(parts, value) for value in column] for name, column in values.items()}
+        return [Series(name, steps, column) for name, column in values.items()]
 
     panels = [
         Panel("reward (sd)", lines("reward"), height=2.0),
-        Panel("KL (nats per answer)", lines("kl"), height=2.0),
-        Panel("answer (tokens)", lines("response_tokens"), height=2.0),
+        Panel("KL (nats per answer)", lines("kl"), height=2.0, legend=False),
+        Panel("answer (tokens)", lines("response_tokens"), height=2.0, legend=False),
     ]
     left_out = len(names) - _MOST_LINES
     chart = svg_panels(panels, title="PPO by slice, on training prompts", x_label="PPO step")
@@ -231,6 +236,25 @@ def _attack_table(evaluation: dict[str, Any]) -> Markup | None:
     return details(
         "Attacks in numbers", table(["attack", "result", "success rate", "95 % interval", "limit", "n"], rows)
     )
+
+
+def _edit_table(evaluation: dict[str, Any]) -> Markup | None:
+    edits = evaluation.get("edits")
+    if not edits:
+        return None
+    rows = [
+        [
+            str(name).replace("_", " "),
+            badge("PASS" if edit.get("passed") else "FAIL") if edit.get("passed") is not None else None,
+            edit.get("flip_rate"),
+            format_interval(edit.get("ci95")),
+            edit.get("limit"),
+            edit.get("n"),
+        ]
+        for name, edit in edits.items()
+    ]
+    headers = ["edit", "result", "orders changed", "95 % interval", "limit", "n"]
+    return details("Edits that should change nothing", table(headers, rows))
 
 
 def _slice_accuracy(evaluation: dict[str, Any]) -> Markup | None:

@@ -14,7 +14,16 @@ from typing import Any
 
 from components.report.parts import Parts, dig
 
-__all__ = ["Checkpoint", "Estimate", "checkpoints", "mean_estimate", "paired_gain", "slices_of", "standard_deviation"]
+__all__ = [
+    "Checkpoint",
+    "Estimate",
+    "checkpoints",
+    "in_deviations",
+    "mean_estimate",
+    "paired_gain",
+    "slices_of",
+    "standard_deviation",
+]
 
 _Z95 = 1.959964
 
@@ -107,6 +116,14 @@ def standard_deviation(parts: Parts, key: str) -> float | None:
     scale = parts.reward_scale if key == "reward" else parts.heldout_scale
     deviation = dig(scale, "std")
     return deviation if deviation and math.isfinite(deviation) and deviation > 0 else None
+
+
+def in_deviations(parts: Parts, reward: float | None) -> float | None:
+    """A raw reward of the optimised reward model, in its standard deviations from its mean on held-out answers."""
+    mean, deviation = dig(parts.reward_scale, "mean"), standard_deviation(parts, "reward")
+    if reward is None or mean is None or deviation is None:
+        return None
+    return (reward - mean) / deviation
 
 
 def _checkpoint(parts: Parts, answers: dict, role: str, step: int, slice_name: str | None) -> Checkpoint:

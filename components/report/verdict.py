@@ -58,19 +58,21 @@ class Outcome:
 
 
 def judge(parts: Parts, run: RunInfo) -> Outcome:
-    """The outcome of a run, also of one that failed or was blocked half-way."""
+    """The outcome of a run, also of one that failed or was blocked half-way.
+
+    The gate's verdict stands even if a later step failed: what it released is live. A reward model that failed its
+    checks is a BLOCK, though the pipeline stops there with an error.
+    """
     reached, following = _progress(parts)
-    if run.failure is not None or run.status.upper() in ("FAILED", "CANCELLED"):
-        return _failed(parts, run, reached, following)
+    failed = run.failure is not None or run.status.upper() in ("FAILED", "CANCELLED")
     if parts.decision is not None:
-        verdict = str(parts.decision.get("verdict") or "ERROR").upper()
-        headlines = _LIVE_HEADLINES if parts.live else _HEADLINES
-        headline = headlines.get(verdict, "The gate gave its verdict.")
-        return Outcome(
-            verdict, headline, [str(reason) for reason in dig(parts.decision, "reasons") or []], reached, None
-        )
-    if dig(parts.reward_model, "passed") is False:
+        return _judged(parts, run, reached, failed=failed)
+    if (parts.reward_model or {}).get("passed") is False:
         return _blocked_at_reward_model(parts, reached)
+    if failed:
+        stage = (run.failure.stage if run.failure else None) or following
+        headline = f"The run failed at {_words(stage)}. Nothing was released; the champion is unchanged."
+        return Outcome("ERROR", headline, [f"Failed at {_words(stage)}: {_cause(run)}"], reached, _words(stage))
     return Outcome(None, "The run ended without a verdict.", [f"Not reached: {following}."], reached, following)
 
 
@@ -82,15 +84,23 @@ def _progress(parts: Parts) -> tuple[str | None, str]:
     return STAGES[done[-1]][0], STAGES[min(done[-1] + 1, len(STAGES) - 1)][0]
 
 
-def _failed(parts: Parts, run: RunInfo, reached: str | None, following: str) -> Outcome:
-    stage = (run.failure.stage if run.failure else None) or following
-    message = run.failure.message if run.failure else f"The pipeline ended as {run.status}."
-    verdict = dig(parts.decision, "verdict")
-    reasons = [f"Failed at {stage}: {message}"]
-    if verdict:
-        reasons += [f"The gate had said {verdict} before that.", *map(str, dig(parts.decision, "reasons") or [])]
-    headline = f"The run failed at {stage}. " + ("" if verdict else "Nothing was released; the champion is unchanged.")
-    return Outcome("ERROR", headline.strip(), reasons, reached, stage)
+def _judged(parts: Parts, run: RunInfo, reached: str | None, *, failed: bool) -> Outcome:
+    verdict = str(dig(parts.decision, "verdict") or "ERROR").upper()
+    headlines = _LIVE_HEADLINES if parts.live else _HEADLINES
+    reasons = [str(reason) for reason in dig(parts.decision, "reasons") or []]
+    stopped_at = None
+    if failed:
+        stopped_at = _words(run.failure.stage if run.failure and run.failure.stage else "a step after the gate")
+        reasons.append(f"After the verdict the run failed at {stopped_at}: {_cause(run)} Check what is live.")
+    return Outcome(verdict, headlines.get(verdict, "The gate gave its verdict."), reasons, reached, stopped_at)
+
+
+def _cause(run: RunInfo) -> str:
+    return run.failure.message if run.failure else f"the pipeline ended as {run.status}."
+
+
+def _words(stage: str) -> str:
+    return {"ppo": "PPO", "sft": "supervised fine-tuning"}.get(stage, stage.replace("_", " "))
 
 
 def _blocked_at_reward_model(parts: Parts, reached: str | None) -> Outcome:
