@@ -83,9 +83,11 @@ def _separated(y: NDArray, x: NDArray) -> bool:
 
 def _fit(y: NDArray, x: NDArray) -> tuple[float, float] | None:
     """(b0, its robust standard error); None where the numbers cannot be trusted."""
-    import statsmodels.api as sm
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
 
-    result = sm.GLM(y, sm.add_constant(x), family=sm.families.Binomial()).fit(cov_type="HC1", maxiter=100)
+    design = np.column_stack([np.ones_like(x), x])
+    result = GLM(y, design, family=Binomial()).fit(cov_type="HC1", maxiter=100)
     log_odds, standard_error = float(result.params[0]), float(result.bse[0])
     trusted = result.converged and np.isfinite([log_odds, standard_error]).all() and abs(log_odds) < _LARGEST_LOG_ODDS
     return (log_odds, standard_error) if trusted and standard_error > 0.0 else None

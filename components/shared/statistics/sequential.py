@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from components.shared.statistics.checks import check_confidence, check_vector
 
@@ -31,7 +32,7 @@ GRID_STEP = 0.001
 FRACTIONS = (np.arange(10) + 0.5) / 10 * 0.5
 """Stakes as fractions of the largest stake that cannot lose everything; at most half of it."""
 
-_MEANS_AT_ONCE = 100
+_CELLS_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def _lower_path(outcomes: NDArray, alpha: float) -> NDArray:
     bankrupted claims are always the first ones of the grid."""
     means = np.arange(1, round(1 / GRID_STEP)) * GRID_STEP
     bankrupted = np.zeros(outcomes.size, dtype=np.int64)
-    for first in range(0, means.size, _MEANS_AT_ONCE):
-        wealth = _log_wealth(outcomes, means[first : first + _MEANS_AT_ONCE])
+    at_once = max(1, min(100, _CELLS_AT_ONCE // (outcomes.size * FRACTIONS.size)))
+    for first in range(0, means.size, at_once):
+        wealth = _log_wealth(outcomes, means[first : first + at_once])
         out = np.maximum.accumulate(wealth, axis=0) >= -np.log(alpha)
         bankrupted += out.sum(axis=1)
         if not out[-1, -1]:
@@ -118,8 +120,7 @@ def _log_wealth(outcomes: NDArray, means: NDArray) -> NDArray:
     Returns:
         Shape `(n, m)`.
     """
-    returns = outcomes[:, None] / means - 1.0
-    total = np.full(returns.shape, -np.inf)
-    for fraction in FRACTIONS:
-        total = np.logaddexp(total, np.cumsum(np.log1p(fraction * returns), axis=0))
-    return total - np.log(FRACTIONS.size)
+    values, place = np.unique(outcomes, return_inverse=True)
+    returns = values[:, None] / means - 1.0
+    gains = np.log1p(FRACTIONS[:, None, None] * returns)[:, place]
+    return logsumexp(np.cumsum(gains, axis=1), axis=0) - np.log(FRACTIONS.size)
