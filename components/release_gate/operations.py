@@ -1,4 +1,4 @@
-"""What a person does with releases, as plain functions that return JSON values: the command line's and a service's door.
+"""What a person does with releases, as plain functions that return JSON values: the door of command line and service.
 
 Every function opens ledger and registry from the environment; `actor` is who acts, and stays on the ledger.
 """

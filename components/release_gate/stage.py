@@ -161,15 +161,16 @@ def run_promote(*, decision: str) -> dict[str, Any]:
     """
     content = _read_decision(decision, Verdict.PROMOTE)
     model, version = content["model_name"], content["version"]
-    office = open_office()
-    view = office.ledger.view(model)
-    asked = view.last(version, Event.AWAIT_APPROVAL)
-    latest = asked is not None and asked.data["binding"] == content["binding"]
-    if not is_live(view.state(version)) and not latest:
-        raise PromotionError(
-            "this decision is not the latest verdict on the version.", where=f"{model} version {version}"
-        )
-    outcome = promote(model, version, _actor(), office=office)
+    with stage_run("promote", settings={"model_name": model, "version": version}):
+        office = open_office()
+        view = office.ledger.view(model)
+        asked = view.last(version, Event.AWAIT_APPROVAL)
+        latest = asked is not None and asked.data["binding"] == content["binding"]
+        if not is_live(view.state(version)) and not latest:
+            raise PromotionError(
+                "this decision is not the latest verdict on the version.", where=f"{model} version {version}"
+            )
+        outcome = promote(model, version, _actor(), office=office)
     _logger.info("%s", outcome.message)
     return {"promoted": is_live(outcome.state), **_as_result(outcome)}
 
@@ -184,12 +185,9 @@ def run_rollback(*, decision: str) -> dict[str, Any]:
         `rolled_back`, `version` (taken back), `champion` (restored), `state`, `message`, `seconds`.
     """
     content = _read_decision(decision, Verdict.ROLLBACK)
-    outcome = rollback(
-        content["model_name"],
-        _actor(),
-        " ".join(content["reasons"][:2]),
-        version=content["version"],
-    )
+    model, version = content["model_name"], content["version"]
+    with stage_run("roll_back", settings={"model_name": model, "version": version}):
+        outcome = rollback(model, _actor(), " ".join(content["reasons"][:2]), version=version)
     _logger.warning("%s It took %.2f s.", outcome.message, outcome.seconds)
     return {"rolled_back": outcome.state is State.ROLLED_BACK, **_as_result(outcome)}
 
@@ -205,9 +203,10 @@ def run_keep_champion(*, decision: str) -> dict[str, Any]:
     """
     content = _read_decision(decision)
     model, version, verdict = content["model_name"], content["version"], content["verdict"]
-    office = open_office()
-    office.sync_aliases(model)
-    view = office.ledger.view(model)
+    with stage_run("keep_champion", settings={"model_name": model, "version": version}):
+        office = open_office()
+        office.sync_aliases(model)
+        view = office.ledger.view(model)
     stays = f"Version {view.champion} stays champion." if view.champion else "There is no champion yet."
     subject = f"Version {version}" if content["mode"] == "candidate" else f"Live version {version}"
     message = f"{verdict}. {subject} of {model}: {stays} {' '.join(content['reasons'])}"
