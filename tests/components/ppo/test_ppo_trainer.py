@@ -1,0 +1,190 @@
+"""The trainer: first update, ceiling, NaN, warm-up of the critic, and the four steps driven by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_ppo import make_prompts, make_settings, make_tokenizer, make_trainer
+
+from components.ppo.errors import NotFiniteError
+from components.ppo.history import repetition_share, summarise
+from components.ppo.rollout import PromptCursor
+from components.ppo.trainer import PPOTrainer
+from components.shared.errors import InputError
+
+
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+def test_first_update_starts_at_ratio_one_and_kl_zero(parameterisation: str) -> None:
+    trainer = make_trainer(parameterisation=parameterisation, ppo_epochs=1)
+
+    row = trainer.step()
+
+    assert row["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert row["kl_k3"] == pytest.approx(0.0, abs=1e-6)
+    assert row["approx_kl_update"] == pytest.approx(0.0, abs=1e-6)
+    assert row["clip_fraction"] == 0.0
+    assert row["logprob_gap"] < 1e-4
+
+
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+def test_second_rollout_has_moved_from_the_reference(parameterisation: str) -> None:
+    trainer = make_trainer(parameterisation=parameterisation)
+
+    trainer.train()
+
+    assert [row["step"] for row in trainer.history] == [1, 2, 3, 4]
+    assert trainer.history[-1]["kl_k3"] > 1e-3
+    assert trainer.done
+    assert trainer.stop_reason is None
+
+
+def test_the_four_steps_can_be_driven_by_hand() -> None:
+    trainer = make_trainer()
+
+    rollout = trainer.rollout()
+    scores = trainer.score(rollout)
+    advantages = trainer.advantages(scores)
+    statistics = trainer.update(rollout, scores, advantages)
+
+    assert scores.logprobs.shape == scores.values.shape == advantages.returns.shape == scores.mask.shape
+    assert scores.rewards.shape == (8,)
+    assert int(scores.mask.sum()) == rollout.response_tokens
+    assert statistics.grad_norm > 0
+    assert trainer.updates == 1
+
+
+def test_above_the_ceiling_training_stops_without_an_update_and_keeps_the_last_good_policy() -> None:
+    trainer = make_trainer(
+        steps=50, policy_learning_rate=0.05, kl={"control": "off", "target_nats": 1.0, "ceiling_nats": 0.5}
+    )
+    weights: list[dict[str, torch.Tensor]] = [_weights(trainer)]
+
+    trainer.train(after_step=lambda row: weights.append(_weights(trainer)))
+
+    last = trainer.history[-1]
+    assert last["kl"] > 0.5
+    assert all(row["kl"] <= 0.5 for row in trainer.history[:-1])
+    assert last["policy_loss"] is None
+    assert "ceiling" in str(trainer.stop_reason)
+    good = last["step"] - 2  # the policy that the row before the last one measured
+    assert trainer.updates == good
+    assert all(torch.equal(weights[-1][name], weights[good][name]) for name in weights[good])
+    summary = summarise(trainer.history, trainer.settings.kl, stop_reason=trainer.stop_reason)
+    assert summary["stopped_early"] is True
+    assert summary["kl_target"] is None
+
+
+def test_reward_that_is_not_a_number_stops_training_before_the_update() -> None:
+    trainer = make_trainer()
+    before = _weights(trainer)
+    with torch.no_grad():
+        trainer._reward_model.score.weight.fill_(float("nan"))
+
+    with pytest.raises(NotFiniteError, match="rewards"):
+        trainer.step()
+
+    assert all(torch.equal(before[name], after) for name, after in _weights(trainer).items())
+
+
+def test_gradient_that_is_not_a_number_stops_training_before_the_step() -> None:
+    trainer = make_trainer()
+    before = _weights(trainer)
+    rollout = trainer.rollout()
+    scores = trainer.score(rollout)
+    advantages = trainer.advantages(scores)
+    advantages.advantages[0, 0] = float("inf")
+
+    with pytest.raises(NotFiniteError, match="loss or its gradient"):
+        trainer.update(rollout, scores, advantages)
+
+    assert all(torch.equal(before[name], after) for name, after in _weights(trainer).items())
+
+
+def test_while_the_critic_warms_up_the_policy_does_not_move() -> None:
+    trainer = make_trainer(critic_warmup_steps=2)
+    before = _weights(trainer)
+    values = {name: p.detach().clone() for name, p in trainer.models.value_parameters().items()}
+
+    for _ in range(2):
+        trainer.step()
+
+    assert all(torch.equal(before[name], after) for name, after in _weights(trainer).items())
+    assert any(not torch.equal(values[name], p) for name, p in trainer.models.value_parameters().items())
+    assert trainer.controller.coef == trainer.settings.kl.init_coef
+    trainer.step()
+    assert any(not torch.equal(before[name], after) for name, after in _weights(trainer).items())
+
+
+def test_several_minibatches_make_as_many_optimizer_steps() -> None:
+    trainer = make_trainer(minibatches=2, ppo_epochs=3)
+
+    trainer.step()
+
+    state = trainer._updater.state_dict()["policy"]["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {6}
+
+
+def test_every_prompt_comes_once_an_epoch_in_a_new_order() -> None:
+    cursor = PromptCursor(7, seed=1)
+
+    epochs = [cursor.take(7), cursor.take(7)]
+
+    assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_cursor_goes_on_from_its_state_and_takes_more_than_an_epoch() -> None:
+    cursor, other = PromptCursor(5, seed=1), PromptCursor(5, seed=1)
+    cursor.take(3)
+    other.load_state_dict(cursor.state_dict())
+
+    assert cursor.take(13) == other.take(13)
+
+
+def test_training_without_prompts_is_refused() -> None:
+    trainer = make_trainer()
+
+    with pytest.raises(InputError, match="no training prompts"):
+        PPOTrainer(trainer.models, trainer._reward_model, make_tokenizer(), [], settings=make_settings(), seed=0)
+
+
+def test_more_minibatches_than_episodes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"minibatches \(9\) must not be more than episodes_per_step \(8\)"):
+        make_settings(minibatches=9)
+
+
+def test_repetition_share_counts_trigrams_seen_before() -> None:
+    assert repetition_share([1, 2, 3, 4]) == 0.0
+    assert repetition_share([1, 1, 1, 1, 1]) == pytest.approx(2 / 3)
+    assert repetition_share([1]) == 0.0
+
+
+def test_summary_averages_the_final_steps() -> None:
+    history: list[dict[str, Any]] = [{"kl": float(i), "reward_mean": 10.0 * i} for i in range(1, 10)]
+
+    summary = summarise(history, make_settings().kl, stop_reason=None)
+
+    assert summary == {
+        "steps": 9,
+        "kl_target": 6.0,
+        "kl_final": 7.0,
+        "kl_last_third": 8.0,
+        "reward_start": 10.0,
+        "reward_final": 70.0,
+        "stopped_early": False,
+        "stop_reason": None,
+    }
+
+
+def test_rows_tell_slices_apart() -> None:
+    row = make_trainer(episodes_per_step=len(make_prompts())).step()
+
+    assert {name: part["n"] for name, part in row["slices"].items()} == {"even": 6, "odd": 6}
+    weighted = sum(part["n"] * part["reward"] for part in row["slices"].values()) / 12
+    assert weighted == pytest.approx(row["reward_mean"], abs=1e-5)
+
+
+def _weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trainer.models.policy_parameters().items()}
