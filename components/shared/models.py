@@ -7,7 +7,6 @@ token ids, not text.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -297,7 +297,7 @@ def _load_weights(model_class: Any, source: str | Path, **options: Any) -> Any:
     _require_weights(source)
     try:
         return model_class.from_pretrained(str(source), use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"cannot be loaded as {model_class.__name__}: {_first_line(error)}", where=str(source)
         ) from error
