@@ -26,8 +26,8 @@ from components.shared.statistics.checks import check_confidence, check_vector
 
 __all__ = ["BettingBounds", "betting_confidence_sequence", "betting_p_value"]
 
-GRID_STEP = 0.001
-"""Distance of the means that are tested; a bound is rounded away from the data by at most this much."""
+GRID = 1000
+"""The means 1/1000 ... 999/1000 are tested; a bound is rounded away from the data by less than one step."""
 
 FRACTIONS = (np.arange(10) + 0.5) / 10 * 0.5
 """Stakes as fractions of the largest stake that cannot lose everything; at most half of it."""
@@ -67,8 +67,8 @@ def betting_confidence_sequence(outcomes: Iterable[float], *, alpha: float = 0.0
     """
     values = check_vector(outcomes, "outcomes", low=0.0, high=1.0)
     check_confidence(alpha, name="alpha")
-    lower_path = _lower_path(values, alpha)
-    upper_path = 1.0 - _lower_path(1.0 - values, alpha)
+    lower_path = _bankrupted(values, alpha) / GRID
+    upper_path = (GRID - _bankrupted(1.0 - values, alpha)) / GRID
     return BettingBounds(
         lower=float(lower_path[-1]),
         upper=float(upper_path[-1]),
@@ -95,10 +95,10 @@ def betting_p_value(outcomes: Iterable[float], mean: float = 0.5) -> float:
     return float(np.exp(-max(0.0, log_wealth.max())))
 
 
-def _lower_path(outcomes: NDArray, alpha: float) -> NDArray:
-    """The largest mean bankrupted by each time; 0 before the first. Wealth falls with the claimed mean, so the
-    bankrupted claims are always the first ones of the grid."""
-    means = np.arange(1, round(1 / GRID_STEP)) * GRID_STEP
+def _bankrupted(outcomes: NDArray, alpha: float) -> NDArray:
+    """How many means of the grid are bankrupted by each time, shape `(n,)`. Wealth falls with the claimed mean, so the
+    bankrupted ones are always the first of the grid, and the last of them is the lower bound."""
+    means = np.arange(1, GRID) / GRID
     bankrupted = np.zeros(outcomes.size, dtype=np.int64)
     at_once = max(1, min(100, _CELLS_AT_ONCE // (outcomes.size * FRACTIONS.size)))
     for first in range(0, means.size, at_once):
@@ -107,7 +107,7 @@ def _lower_path(outcomes: NDArray, alpha: float) -> NDArray:
         bankrupted += out.sum(axis=1)
         if not out[-1, -1]:
             break
-    return bankrupted * GRID_STEP
+    return bankrupted
 
 
 def _log_wealth(outcomes: NDArray, means: NDArray) -> NDArray:

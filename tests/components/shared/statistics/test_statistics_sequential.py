@@ -120,8 +120,8 @@ def test_ties_alone_decide_nothing() -> None:
 
 
 def test_thousands_of_equal_outcomes_stay_numerically_safe() -> None:
-    bounds = betting_confidence_sequence([1.0] * 5000)
-    assert bounds.lower == pytest.approx(0.998, abs=0.002)
+    bounds = betting_confidence_sequence([1.0] * 2000)
+    assert bounds.lower == pytest.approx(0.995, abs=0.004)
     assert bounds.upper == 1.0
 
 
