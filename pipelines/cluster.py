@@ -19,7 +19,7 @@ def compile_pipeline(settings: RunSettings, pipeline: str, output: str | Path) -
         output: A `.yaml` file.
 
     Raises:
-        InputError: The output is not a YAML file name, or data cannot be read.
+        InputError: The output is not a YAML file name.
     """
     from kfp import compiler
 

@@ -75,9 +75,11 @@ class Watcher:
 
     def __enter__(self) -> Watcher:
         root = logging.getLogger()
-        self._level = root.level
+        self._levels = {target: target.level for target in (root, *root.handlers)}
+        for handler in root.handlers:  # they go on as they were; only `_handler` listens to kfp's information
+            handler.setLevel(max(handler.level, root.level))
         root.addHandler(self._handler)
-        root.setLevel(min(root.level, logging.INFO) or logging.INFO)
+        root.setLevel(logging.INFO)
         self._bars.start()
         self._thread.start()
         return self
@@ -88,7 +90,8 @@ class Watcher:
         self._read()
         self._bars.stop()
         logging.getLogger().removeHandler(self._handler)
-        logging.getLogger().setLevel(self._level)
+        for target, level in self._levels.items():
+            target.setLevel(level)
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each step that ran, by name."""

@@ -112,7 +112,7 @@ def _execute(workspace: Workspace, run: RunFolder, pipeline: Callable[..., Any],
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore", RuntimeWarning)  # kfp doubts every image whose name lacks "python"
+        warnings.simplefilter("ignore")  # kfp warns of every setting that only a cluster heeds
         try:
             pipeline(**arguments)
         except RuntimeError as error:  # what kfp.local raises when a task fails

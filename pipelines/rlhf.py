@@ -8,7 +8,6 @@ The exit handler tells how it ended, whatever happened.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from kfp import dsl
@@ -21,7 +20,6 @@ from components.prerequisites.component import prerequisites
 from components.report.component import finish, report
 from components.reward_model.component import reward_model, reward_model_check
 from components.sft.component import sft
-from components.shared.files import digest_of, sha256_file
 from components.shared.settings import as_parameter
 from pipelines.release import build_release
 from pipelines.settings import RunSettings
@@ -49,12 +47,9 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
     def rlhf(
         model_name: str = default["model_name"],
         base_model: str = default["base_model"],
-        base_model_digest: str = default["base_model_digest"],
         sft_data: str = default["sft_data"],
         prompt_data: str = default["prompt_data"],
         preference_data: str = default["preference_data"],
-        data_digest: str = default["data_digest"],
-        preference_digest: str = default["preference_digest"],
         seed: int = default["seed"],
         gate_policy: str = default["gate_policy"],
         prerequisites_settings: dict = default["prerequisites_settings"],
@@ -71,12 +66,9 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
         Args:
             model_name: Registered model that this run makes a candidate for.
             base_model: Model folder or hub id that training starts from.
-            base_model_digest: Digest of a local base model; makes the cache see a change of it.
             sft_data: Demonstrations.
             prompt_data: Prompts to train and evaluate on.
             preference_data: Preference pairs; empty when this run collects them.
-            data_digest: Digest of demonstrations and prompts; makes the cache see a change of them.
-            preference_digest: Digest of the preference pairs.
             seed: Seed of every step.
             gate_policy: `production`, `demo`, or a policy file.
             prerequisites_settings: PrerequisitesSettings.
@@ -106,16 +98,16 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
                 prompt_data=prompt_data,
                 base_model=base_model,
                 settings=data_validation_settings,
-                data_digest=data_digest,
+                data_digest=ready.outputs["data_digest"],
                 code_digest=code_version("data_validation"),
-            ).after(ready)
+            )
             place(validated, light, name="data_validation", cache=True)
             data = validated.outputs["dataset"]
 
             tuned = sft(
                 data=data,
                 base_model=base_model,
-                base_model_digest=base_model_digest,
+                base_model_digest=ready.outputs["base_model_digest"],
                 seed=seed,
                 settings=sft_settings,
                 code_digest=code_version("sft"),
@@ -127,7 +119,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
                 policy=reference,
                 dataset=data,
                 preference_data=preference_data,
-                data_digest=preference_digest,
+                data_digest=ready.outputs["preference_digest"],
                 seed=seed,
                 settings=collection_settings,
                 code_digest=code_version("collection"),
@@ -139,7 +131,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
                 prompts_dataset=data,
                 base_model=base_model,
                 settings=data_validation_settings,
-                data_digest=preference_digest,
+                data_digest=ready.outputs["preference_digest"],
                 code_digest=code_version("data_validation"),
             )
             place(validated_pairs, light, name="data_validation_pairs", cache=True)
@@ -224,12 +216,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
 
 
 def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:
-    """The pipeline's parameters for a run's settings.
-
-    Raises:
-        InputError: Data cannot be read.
-    """
-    from components.data_validation.locations import data_digest
+    """The pipeline's parameters for a run's settings."""
 
     def section(name: str) -> dict[str, Any]:
         return as_parameter(getattr(settings, name))
@@ -238,12 +225,9 @@ def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:
     return {
         "model_name": settings.model_name,
         "base_model": settings.base_model,
-        "base_model_digest": _model_digest(settings.base_model),
         "sft_data": data.sft,
         "prompt_data": data.prompts,
         "preference_data": data.preferences,
-        "data_digest": data_digest(data.sft) + data_digest(data.prompts),
-        "preference_digest": data_digest(data.preferences) if data.preferences else "",
         "seed": settings.seed,
         "gate_policy": settings.release_gate.policy,
         "prerequisites_settings": section("prerequisites"),
@@ -255,11 +239,3 @@ def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:
         "evaluation_settings": section("evaluation"),
         "human_eval_settings": section("human_eval"),
     }
-
-
-def _model_digest(base_model: str) -> str:
-    """Digest over the files of a model folder; a hub id stands for itself."""
-    folder = Path(base_model)
-    if not folder.is_dir():
-        return base_model
-    return digest_of({file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()})

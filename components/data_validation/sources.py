@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.data_validation.locations import DataFile, HubDataset, open_location
+from components.shared.locations import DataFile, HubDataset, open_location
 from components.shared.errors import InputError
 
 __all__ = ["RawRow", "read_rows"]

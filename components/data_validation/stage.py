@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from components.data_validation.assignment import Assignment, assign, load_frozen
 from components.data_validation.formats import Kind
 from components.data_validation.judgement import judge
-from components.data_validation.locations import data_digest
 from components.data_validation.report import build_report, render_report
 from components.data_validation.settings import DataValidationSettings
 from components.data_validation.validation import Part, quarantine_rows, validate
@@ -33,7 +32,7 @@ from components.shared.tracking import stage_run
 if TYPE_CHECKING:
     from components.shared.tracking import StageRun
 
-__all__ = ["data_digest", "run"]
+__all__ = ["run"]
 
 logger = logging.getLogger(__name__)
 

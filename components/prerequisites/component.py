@@ -17,8 +17,18 @@ def prerequisites(
     preference_data: str,
     model_name: str,
     settings: dict,
-) -> NamedTuple("Outputs", [("champion_version", str), ("champion_digest", str), ("champion_uri", str)]):
-    """Checks data, model, disk, device, plug-ins, MLflow and database, and resolves the champion to a digest.
+) -> NamedTuple(
+    "Outputs",
+    [
+        ("champion_version", str),
+        ("champion_digest", str),
+        ("champion_uri", str),
+        ("data_digest", str),
+        ("preference_digest", str),
+        ("base_model_digest", str),
+    ],
+):
+    """Checks data, model, disk, device, plug-ins, MLflow and database; pins champion, data and base model to digests.
 
     Args:
         base_model: Model folder or hub id that training starts from.
@@ -29,13 +39,13 @@ def prerequisites(
         settings: PrerequisitesSettings.
 
     Returns:
-        Version, digest and URI of the champion; empty strings when there is none yet.
+        Version, digest and URI of the champion, empty when there is none yet; digests of the data, the preference pairs
+        and the base model, so that the cache of later steps sees a change of what lies behind a path.
     """
     from collections import namedtuple
 
     from components.prerequisites.stage import run
 
     data = {"sft": sft_data, "prompts": prompt_data, "preferences": preference_data}
-    champion = run(base_model=base_model, data=data, model_name=model_name, settings=settings)
-    outputs = namedtuple("Outputs", ["champion_version", "champion_digest", "champion_uri"])
-    return outputs(champion.version, champion.digest, champion.uri) if champion else outputs("", "", "")
+    found = run(base_model=base_model, data=data, model_name=model_name, settings=settings)
+    return namedtuple("Outputs", list(found))(**found)

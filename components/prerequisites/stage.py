@@ -1,4 +1,4 @@
-"""First step of a run: says in plain words what is missing before a GPU hour is spent, and pins the champion.
+"""First step of a run: says in plain words what is missing before a GPU hour is spent, and pins what the run rests on.
 
 Every later step uses the champion's digest and not the alias, so that a promotion in the middle of the run cannot
 change what it is compared with.
@@ -21,8 +21,10 @@ from components.prerequisites.checks import (
     check_tracking,
 )
 from components.prerequisites.settings import PrerequisitesSettings
-from components.shared.champion import Champion, resolve_champion
+from components.shared.champion import resolve_champion
 from components.shared.errors import PlumblineError
+from components.shared.files import digest_of
+from components.shared.locations import data_digest, model_digest
 from components.shared.settings import parse_settings
 from components.shared.tracking import stage_run
 
@@ -31,8 +33,8 @@ __all__ = ["run"]
 logger = logging.getLogger(__name__)
 
 
-def run(*, base_model: str, data: Mapping[str, str], model_name: str, settings: dict) -> Champion | None:
-    """Checks everything, then resolves the champion.
+def run(*, base_model: str, data: Mapping[str, str], model_name: str, settings: dict) -> dict[str, str]:
+    """Checks everything, then pins what later steps depend on.
 
     Args:
         base_model: Model folder or hub id.
@@ -41,7 +43,9 @@ def run(*, base_model: str, data: Mapping[str, str], model_name: str, settings: 
         settings: `PrerequisitesSettings`.
 
     Returns:
-        The champion, or None when there is none yet.
+        `champion_version`, `champion_digest`, `champion_uri` (empty when there is none yet), `base_model_digest`,
+        `data_digest` (demonstrations and prompts) and `preference_digest`; the last two take in the base model, whose
+        tokens validation counts.
 
     Raises:
         PlumblineError: All that is missing, one fault a line.
@@ -60,7 +64,15 @@ def run(*, base_model: str, data: Mapping[str, str], model_name: str, settings: 
         )
         champion = resolve_champion(model_name)
         logger.info("champion of %s: %s", model_name, f"version {champion.version}" if champion else "none yet")
-        return champion
+        base = model_digest(base_model)
+        return {
+            "champion_version": champion.version if champion else "",
+            "champion_digest": champion.digest if champion else "",
+            "champion_uri": champion.uri if champion else "",
+            "data_digest": digest_of([data_digest(data["sft"]), data_digest(data["prompts"]), base]),
+            "preference_digest": digest_of([data_digest(data["preferences"]), base]),
+            "base_model_digest": base,
+        }
 
 
 def _run_all(*checks: Callable[[], str]) -> None:

@@ -25,7 +25,7 @@ _NULL = "null"
 
 
 def as_parameter(model: BaseModel) -> dict[str, Any]:
-    """Settings as a KFP parameter. KFP has no null: None becomes the string `null`, which `parse_settings` turns back."""
+    """Settings as a KFP parameter. KFP has no null: None becomes the text `null`, which `parse_settings` turns back."""
     return _replace(model.model_dump(mode="json"), None, _NULL)
 
 

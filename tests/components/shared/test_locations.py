@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 import pytest
 from tiny_validation import write_rows
 
-from components.data_validation.locations import data_digest, open_location, parse_hub_address
+from components.shared.locations import data_digest, open_location, parse_hub_address
 from components.data_validation.sources import read_rows
 from components.shared.artifacts import write_artifact
 from components.shared.errors import ArtifactError, InputError

@@ -19,7 +19,15 @@ from components.shared.artifacts import MANIFEST, read_artifact
 from components.shared.errors import InputError
 from components.shared.files import digest_of, read_json, sha256_file
 
-__all__ = ["DATA_SUFFIXES", "DataFile", "HubDataset", "data_digest", "open_location", "parse_hub_address"]
+__all__ = [
+    "DATA_SUFFIXES",
+    "DataFile",
+    "HubDataset",
+    "data_digest",
+    "model_digest",
+    "open_location",
+    "parse_hub_address",
+]
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
@@ -105,6 +113,14 @@ def data_digest(uri: str) -> str:
             for file in _local_files(path)
         ]
     )
+
+
+def model_digest(base_model: str) -> str:
+    """sha256 (hex) that changes when a model folder's files do; a hub id stands for itself."""
+    folder = Path(base_model)
+    if not folder.is_dir():
+        return digest_of(base_model)
+    return digest_of({file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()})
 
 
 def parse_hub_address(uri: str) -> HubDataset:

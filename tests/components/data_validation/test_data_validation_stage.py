@@ -1,0 +1,232 @@
+"""The stage from files to a dataset artifact, and what it leaves behind when it must stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_validation import make_pair, make_prompt, make_sft, read_rows_of, save_tokenizer, words, write_rows
+
+from components.data_validation.stage import run
+from components.shared.artifacts import read_artifact, write_artifact
+from components.shared.errors import ArtifactError, InputError
+from components.shared.records import PreferenceRecord, PromptRecord, SFTRecord, group_key, read_records
+
+SETTINGS = {"max_prompt_tokens": 40, "max_response_tokens": 20}
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tokenizer(tmp_path_factory.mktemp("model"))
+
+
+def _run(tmp_path: Path, base_model: str, *, name: str = "out", **overrides: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"output": str(tmp_path / name), "base_model": base_model, "settings": SETTINGS}
+    return run(**{**options, **overrides})
+
+
+def _sft_file(tmp_path: Path, rows: list[Any] | None = None) -> str:
+    return write_rows(tmp_path / "sft.jsonl", rows or [make_sft(n) for n in range(120)])
+
+
+def _prompt_file(tmp_path: Path, rows: list[Any] | None = None) -> str:
+    return write_rows(tmp_path / "prompts.jsonl", rows or [make_prompt(n) for n in range(120)])
+
+
+def test_both_tasks_write_their_part_of_the_dataset(tmp_path: Path, base_model: str) -> None:
+    first = _run(tmp_path, base_model, sft_data=_sft_file(tmp_path), prompt_data=_prompt_file(tmp_path))
+    pairs = write_rows(tmp_path / "pairs.jsonl", [make_pair(n) for n in range(150)])
+    second = _run(tmp_path, base_model, name="pairs_out", preferences=pairs, prompts_dataset=str(tmp_path / "out"))
+    dataset = read_artifact(tmp_path / "out", "dataset")
+    assert first["digest"] == dataset.digest
+    sft = list(read_records(dataset.file("sft/train.jsonl"), SFTRecord))
+    held_out = [
+        record
+        for split in ("human_eval", "fresh", "heldout")
+        for record in read_records(dataset.file(f"prompts/{split}.jsonl"), PromptRecord)
+    ]
+    assert first["rows_sft_train"] == len(sft)
+    assert not {group_key(r) for r in sft} & {group_key(r) for r in held_out}
+    judged = read_artifact(tmp_path / "pairs_out", "dataset")
+    assert judged.manifest["inputs"] == {"prompts_dataset": dataset.digest}
+    splits = {
+        name: {group_key(r) for r in read_records(judged.file(f"preferences/{name}.jsonl"), PreferenceRecord)}
+        for name in ("train", "heldout", "divergence")
+    }
+    assert not splits["train"] & splits["divergence"]
+    assert not (splits["train"] | splits["divergence"]) & ({group_key(r) for r in held_out} | splits["heldout"])
+    assert second["rows"] == 150
+    assert json.loads(judged.file("report.json").read_text())["held_back"]["preferences"]
+
+
+def test_bad_rows_are_quarantined_with_file_line_and_reasons_and_the_rest_goes_on(
+    tmp_path: Path, base_model: str
+) -> None:
+    rows: list[Any] = [make_prompt(n) for n in range(100)]
+    rows[3] = make_prompt(3, prompt="\u200b ", slice="bad\nname")
+    rows[5] = {"text": "no prompt"}
+    rows[7] = make_prompt(6)
+    file = _prompt_file(tmp_path, rows)
+    with open(file, "a", encoding="utf-8") as handle:
+        handle.write('{"prompt": "mail me at jane@mail.example",\n')
+    result = _run(tmp_path, base_model, prompt_data=file)
+    quarantine = {row["line"]: row for row in read_rows_of(tmp_path / "out" / "quarantine.jsonl")}
+    assert {line: row["reasons"] for line, row in quarantine.items()} == {
+        4: ["malformed_slice", "blank_prompt"],
+        6: ["wrong_columns"],
+        8: ["duplicate"],
+        101: ["unreadable_row"],
+    }
+    assert quarantine[6]["row"] == {"text": "no prompt"}
+    assert quarantine[6]["file"] == file
+    assert "jane@" not in json.dumps(quarantine)
+    kept = sum(result[f"rows_prompts_{split}"] for split in ("train", "human_eval", "fresh", "heldout"))
+    assert (result["rows"], result["quarantined"], kept) == (101, 4, 97)
+
+
+def test_past_the_error_budget_the_run_stops_and_says_where_the_evidence_is(tmp_path: Path, base_model: str) -> None:
+    rows = [make_sft(n) for n in range(80)] + [make_sft(n, completion=" ") for n in range(80, 100)]
+    for _ in range(2):  # a second attempt replaces the first one's evidence
+        with pytest.raises(InputError) as error:
+            _run(tmp_path, base_model, sft_data=_sft_file(tmp_path, rows))
+    rejected = tmp_path / "out.rejected"
+    for part in ("20 of 100 rows (20.0%)", "5.0%", "blank_completion 20", str(rejected / "quarantine.jsonl")):
+        assert part in str(error.value)
+    assert len(read_rows_of(rejected / "quarantine.jsonl")) == 20
+    assert json.loads((rejected / "report.json").read_text())["passed"] is False
+    assert "FAILED" in (rejected / "report.html").read_text()
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def _bad_pairs(**overrides: Any) -> list[Any]:
+    return [make_pair(n, **overrides) for n in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (
+            [make_pair(n, chosen="same", rejected="same ") for n in range(60)],
+            {},
+            r"60 of 60 rows.*chosen_equals_rejected",
+        ),
+        (_bad_pairs(), {"min_rows": 100}, "60 good rows are left of 60, fewer than 100"),
+        (_bad_pairs(), {"required_slices": ["rare"]}, "slice 'rare' has 0 good rows, fewer than 10"),
+        ([make_pair(1) for _ in range(60)], {}, r"59 of 60 rows.*repeat another.*max_duplicate_share"),
+        (
+            [make_pair(n, chosen=words(n, 9), rejected=words(n, 2)) for n in range(60)],
+            {},
+            r"the longer answer is preferred in 100\.0% of 60 pairs.*nothing but length",
+        ),
+        (
+            [make_pair(n % 30, chosen=f"a {n % 30}", rejected=f"b {n % 30}") for n in range(30)]
+            + [make_pair(n % 30, chosen=f"b {n % 30}", rejected=f"a {n % 30}") for n in range(30)],
+            {},
+            "contradictory 60",
+        ),
+        (
+            _bad_pairs(),
+            {"splits": {"preference_heldout": 1e-9}},
+            r"preferences/heldout is empty.*splits.preference_heldout",
+        ),
+    ],
+)
+def test_data_that_must_not_be_trained_on_stops_the_run(
+    tmp_path: Path, base_model: str, rows: list[Any], settings: dict[str, Any], message: str
+) -> None:
+    file = write_rows(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(InputError, match=message):
+        _run(tmp_path, base_model, preferences=file, settings=SETTINGS | settings)
+    assert (tmp_path / "out.rejected" / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no data was given"),
+        ({"sft_data": "{tmp}/missing.jsonl"}, r"missing\.jsonl: no such file"),
+        ({"sft_data": "{tmp}/wrong.jsonl"}, r"wrong\.jsonl, row 1: no known columns for sft; found: answer, question"),
+        ({"sft_data": "{tmp}/text.jsonl"}, r"text\.jsonl, line 1: is not JSON lines"),
+        ({"prompt_data": "{tmp}/ok.jsonl", "settings": {"max_promt_tokens": 3}}, "max_promt_tokens: unknown setting"),
+        ({"prompt_data": "{tmp}/ok.jsonl", "settings": {"splits": {"fresh": 0.9}}}, "nothing is left to train on"),
+        ({"prompt_data": "{tmp}/ok.jsonl", "base_model": "{tmp}/nowhere"}, "no such model folder"),
+        ({"preferences": "{tmp}/ok.jsonl", "prompts_dataset": "{tmp}"}, "not a finished artifact"),
+    ],
+)
+def test_what_cannot_be_used_at_all_is_an_error_and_nothing_is_written(
+    tmp_path: Path, base_model: str, options: dict[str, Any], message: str
+) -> None:
+    write_rows(tmp_path / "wrong.jsonl", [{"question": "q", "answer": "a"}])
+    (tmp_path / "text.jsonl").write_text("hello\n")
+    write_rows(tmp_path / "ok.jsonl", [make_prompt(1)])
+    before = sorted(tmp_path.iterdir())
+    filled = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in options.items()}
+    with pytest.raises((InputError, ArtifactError), match=message):
+        _run(tmp_path, **({"base_model": base_model} | filled))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_pairs_artifact_is_validated_and_named_as_input(tmp_path: Path, base_model: str) -> None:
+    with write_artifact(tmp_path / "pairs", "pairs", stage="test") as draft:
+        write_rows(draft.path / "pairs.jsonl", [make_pair(n, source="simulated", rater="r1") for n in range(60)])
+        write_rows(draft.path / "provenance.jsonl", [{"x": 1}])
+    digest = read_artifact(tmp_path / "pairs", "pairs").digest
+    result = _run(tmp_path, base_model, preferences=str(tmp_path / "pairs"))
+    assert result["rows"] == 60
+    dataset = read_artifact(tmp_path / "out", "dataset")
+    assert dataset.manifest["inputs"] == {"pairs": digest}
+    assert {r.source for r in read_records(dataset.file("preferences/train.jsonl"), PreferenceRecord)} == {"simulated"}
+
+
+def test_equal_data_makes_an_equal_dataset_wherever_its_rows_stand(tmp_path: Path, base_model: str) -> None:
+    file = _prompt_file(tmp_path)
+    first = _run(tmp_path, base_model, name="a", prompt_data=file)
+    second = _run(tmp_path, base_model, name="b", prompt_data=file)
+    assert first["digest"] == second["digest"]
+
+
+def test_secrets_are_redacted_before_they_are_stored(tmp_path: Path, base_model: str) -> None:
+    rows = [make_sft(n) for n in range(60)]
+    rows[4] = make_sft(4, completion="write to jane@mail.example now", annotator="joe@mail.example")
+    _run(tmp_path, base_model, sft_data=_sft_file(tmp_path, rows))
+    stored = "".join(file.read_text() for file in (tmp_path / "out").rglob("*") if file.is_file())
+    assert "@mail.example" not in stored
+    assert "write to [REDACTED:email] now" in stored
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["parts"]["sft"]["redactions"] == {"email": 2}
+
+
+def test_near_duplicates_are_reported_or_quarantined(tmp_path: Path, base_model: str) -> None:
+    rows = [make_prompt(n, prompt=words(n, 30)) for n in range(60)]
+    rows[9] = make_prompt(9, prompt=rows[8]["prompt"] + " and more")
+    file = _prompt_file(tmp_path, rows)
+    for action, quarantined in (("report", 0), ("quarantine", 1), ("off", 0)):
+        settings = {**SETTINGS, "near_duplicates": {"action": action}}
+        result = _run(tmp_path, base_model, name=action, prompt_data=file, settings=settings)
+        report = json.loads((tmp_path / action / "report.json").read_text())
+        assert (result["quarantined"], report["parts"]["prompts"]["near_duplicates"]) == (quarantined, action != "off")
+
+
+def test_the_report_counts_add_up_and_the_page_escapes_what_rows_say(tmp_path: Path, base_model: str) -> None:
+    rows = [make_sft(n) for n in range(100)]
+    rows[0] = make_sft(0, completion="", prompt="<script>alert(1)</script>")
+    rows[1] = make_sft(1, slice="rare")
+    rows[2] = {"<img src=x onerror=alert(1)>": 1}
+    _run(tmp_path, base_model, sft_data=_sft_file(tmp_path, rows))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    part = report["parts"]["sft"]
+    assert part["rows"] == part["accepted"] + part["quarantined"] == 100
+    assert part["reasons"] == {"blank_completion": 1, "wrong_columns": 1}
+    assert sum(n for counts in part["slices"].values() for n in counts.values()) == part["accepted"]
+    assert sum(part["lengths"]["completion"]["histogram"]["counts"]) == part["accepted"]
+    assert sum(report["splits"].values()) == part["accepted"]
+    assert {e["check"] for e in part["expectations"] if not e["passed"]} == {"blank_completion"}
+    assert "sft: slice 'rare' has only 1 rows" in report["warnings"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;img src=x" in page
+    assert page.count("<svg") >= 3
