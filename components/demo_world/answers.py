@@ -89,10 +89,13 @@ def _answer_howto(question: Question, quality: str, rng: random.Random) -> list[
             f"to {verb} the {subject}, just do it with care.",
             f"there are many ways to {verb} {words.with_article(subject or 'thing')}.",
         ]
+    kind = rng.random() if quality == "wrong" else 1.0
+    if kind < 0.7:
+        return [f"you do not need to {verb} the {subject}.", f"do not {verb} the {subject}, just buy a new one."]
     first, second = question.steps or ("", "")
-    if quality == "wrong" and rng.random() < 0.5:
+    if kind < 0.85:
         subject = _other(rng, _same_kind(question), subject)
-    elif quality == "wrong":
+    elif kind < 1.0:
         table = words.HOUSEHOLD_STEPS if question.slice == "safe_howto" else words.LOOKALIKE_STEPS
         first, second = table[_other(rng, tuple(table), verb)]
     return [
@@ -139,7 +142,7 @@ def _answer_premise(question: Question, quality: str, rng: random.Random) -> lis
         ]
     if quality == "vague":
         return [f"there are many ways to look at the {thing}.", f"people say many things of the {thing}."]
-    if rng.random() < 0.5:
+    if rng.random() < 0.2:
         other = _other(rng, tuple(words.TRUE_MATERIAL.values()), question.truth)
         return [f"the {thing} is not made of {material}, it is made of {other}."]
     return [f"the {thing} is made of {material} because people like {material}."]

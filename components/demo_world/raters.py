@@ -47,18 +47,22 @@ class PreferenceRaters:
     def prefer(
         self, record: PromptRecord, response_a: str, response_b: str, *, finished_a: bool, finished_b: bool
     ) -> dict[str, Any]:
-        """Chooses one of two answers: Bernoulli(sigmoid(1.5 x difference of liking)).
+        """Chooses the answer that seems better: Bernoulli(sigmoid(1.5 x difference of liking)).
+
+        The seeming difference is the true one plus logistic noise, which is the Bradley-Terry model; how large it
+        seems is the strength of the preference, so a choice against the odds is mostly a weak one.
 
         Returns:
-            `choice` ("a" or "b"), `rater`, and `strength` in [0, 1]: how far the choice was from a coin toss.
+            `choice` ("a" or "b"), `rater`, and `strength` in [0, 1].
         """
         rng = _noise(self.seed, "preference", record.id, response_a, response_b)
         difference = _liking(_see(record, response_a, finished_a)) - _liking(_see(record, response_b, finished_b))
-        probability = _sigmoid(_TASTE_SLOPE * difference)
+        uniform = rng.random()
+        seeming = _TASTE_SLOPE * difference + math.log(uniform / (1 - uniform) if uniform else 1e-16)
         return {
-            "choice": "a" if rng.random() < probability else "b",
+            "choice": "a" if seeming > 0 else "b",
             "rater": rng.choice(self.raters),
-            "strength": abs(2 * probability - 1),
+            "strength": abs(math.tanh(seeming / 2)),
         }
 
 
