@@ -146,6 +146,9 @@ def _outcomes(
 
 
 def _comparison(outcomes: Sequence[Outcome], *, alpha: float, seed: int) -> dict[str, Any]:
+    """A comparison's figures. Identical answers alone, before anybody has judged, are no evidence of anything."""
+    if not any(outcome.n_votes for outcome in outcomes):
+        outcomes = []
     slices = sorted({outcome.item.record.slice for outcome in outcomes})
     return {
         **_win_rate(outcomes, alpha=alpha),
@@ -166,7 +169,7 @@ def _comparison(outcomes: Sequence[Outcome], *, alpha: float, seed: int) -> dict
 
 def _win_rate(outcomes: Sequence[Outcome], *, alpha: float) -> dict[str, Any]:
     values = [outcome.value for outcome in outcomes]
-    if not values or not any(outcome.n_votes for outcome in outcomes):
+    if not values:
         return {"win_rate": None, "n_prompts": 0, "lower": None, "upper": None}
     bounds = betting_confidence_sequence(values, alpha=alpha)
     return {
@@ -179,15 +182,14 @@ def _win_rate(outcomes: Sequence[Outcome], *, alpha: float) -> dict[str, Any]:
 
 def _slice(outcomes: Sequence[Outcome], *, alpha: float) -> dict[str, Any]:
     """A slice's win rate, and the anytime-valid p-value of "the first-named role is not worse here" (for Holm)."""
-    found = _win_rate(outcomes, alpha=alpha)
-    judged = found["win_rate"] is not None
-    return {**found, "p_worse": betting_p_value([1.0 - outcome.value for outcome in outcomes]) if judged else None}
+    p_worse = betting_p_value([1.0 - outcome.value for outcome in outcomes])
+    return {**_win_rate(outcomes, alpha=alpha), "p_worse": p_worse}
 
 
 def _interval(outcomes: Sequence[Outcome], *, seed: int) -> list[float] | None:
     """Prompt-clustered 95 % interval, for a fixed number of prompts; None for fewer than two."""
     prompts = [outcome.item.record.id for outcome in outcomes]
-    if len(set(prompts)) < 2 or not any(outcome.n_votes for outcome in outcomes):
+    if len(set(prompts)) < 2:
         return None
     return list(clustered_bootstrap_interval([outcome.value for outcome in outcomes], prompts, seed=seed))
 

@@ -133,6 +133,14 @@ def test_a_slice_in_which_the_candidate_loses_has_a_small_p_value() -> None:
     assert slices["unsafe"]["upper"] < 0.5 < slices["howto"]["lower"]
 
 
+def test_a_slice_of_identical_answers_is_a_tie_and_not_a_gap_in_the_evidence() -> None:
+    items = [make_item(0), make_item(1, kind="identical"), make_item(3, kind="identical")]
+    slices = _main(_weigh(items, [make_judgement("item-0")]))["slices"]
+    assert slices["unsafe"]["win_rate"] == 0.5
+    assert slices["unsafe"]["p_worse"] == 1.0
+    assert slices["unsafe"]["lower"] < 0.5 < slices["unsafe"]["upper"]
+
+
 def test_agreement_and_position_bias_have_known_answers() -> None:
     items = [make_item(0), make_item(1)]
     votes = [make_judgement("item-0", f"rater-{i}", "first") for i in range(2)]
