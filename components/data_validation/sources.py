@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.shared.locations import DataFile, HubDataset, open_location
 from components.shared.errors import InputError
+from components.shared.locations import DataFile, HubDataset, open_location
 
 __all__ = ["RawRow", "read_rows"]
 
