@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from components.shared.errors import InputError
 from pipelines.settings import RunSettings
@@ -31,5 +32,5 @@ def compile_pipeline(settings: RunSettings, pipeline: str, output: str | Path) -
         raise InputError("the output must end in .yaml or .yml.", where=str(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     build = {"rlhf": build_rlhf, "soak": build_soak}[pipeline]
-    compiler.Compiler().compile(build(settings), package_path=str(output))
+    compiler.Compiler().compile(cast(Any, build(settings)), package_path=str(output))
     return output

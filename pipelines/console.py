@@ -147,7 +147,7 @@ class Watcher:
         step = next((s for s in reversed(self._steps) if s.name == event["stage"] and s.finished is None), None)
         if step is None:
             return
-        step.finished = event["time"]
+        step.finished = float(event["time"])
         seconds = _seconds(step.finished - step.started)
         failed = event["event"] == "failed"
         if failed and self.failure is None:

@@ -7,6 +7,9 @@ One definition for every place: `pipelines.local` runs it on this machine, `plum
 The exit handler tells how it ended, whatever happened.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# KFP gives tasks where the signatures say values, and fills in outputs and the exit handler's status itself.
+
 from collections.abc import Callable
 from typing import Any
 

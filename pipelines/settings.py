@@ -40,30 +40,32 @@ class DataSettings(StrictModel):
 
     sft: str = Field(description="Demonstrations: `messages`, or `prompt` and `completion`.")
     prompts: str = Field(description="Prompts to train and evaluate on: `prompt`, and `slice` if known.")
-    preferences: str = Field("", description="Preference pairs; needed when collection.source is `dataset`.")
+    preferences: str = Field(default="", description="Preference pairs; needed when collection.source is `dataset`.")
 
 
 class ReleaseGateSettings(StrictModel):
     """Which policy judges."""
 
-    policy: str = Field("production", description="`production`, `demo`, or a policy file.")
+    policy: str = Field(default="production", description="`production`, `demo`, or a policy file.")
 
 
 class SoakSettings(StrictModel):
     """Fresh evidence on the live champion; the stages' other settings are the run's own."""
 
-    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    human_eval: HumanEvalSettings = Field(default_factory=HumanEvalSettings)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    human_eval: HumanEvalSettings = HumanEvalSettings()
 
 
 class StepResources(StrictModel):
     """What a step's container gets on a cluster; a local run ignores it."""
 
-    image: str | None = Field(None, description="Container image; None takes the component's own.")
-    cpu: str | None = Field(None, description="CPU limit, e.g. `4`.")
-    memory: str | None = Field(None, description="Memory limit, e.g. `16Gi`.")
-    accelerator: str | None = Field(None, description="Resource name of the accelerator, e.g. `nvidia.com/gpu`.")
-    accelerator_count: int = Field(0, ge=0, description="Accelerators per step.")
+    image: str | None = Field(default=None, description="Container image; None takes the component's own.")
+    cpu: str | None = Field(default=None, description="CPU limit, e.g. `4`.")
+    memory: str | None = Field(default=None, description="Memory limit, e.g. `16Gi`.")
+    accelerator: str | None = Field(
+        default=None, description="Resource name of the accelerator, e.g. `nvidia.com/gpu`."
+    )
+    accelerator_count: int = Field(default=0, ge=0, description="Accelerators per step.")
     retries: int = Field(
         0, ge=0, description="Times that a failed step is tried again; it resumes from its checkpoint."
     )
@@ -78,12 +80,14 @@ class StepResources(StrictModel):
 class ExecutionSettings(StrictModel):
     """Where and with what the steps run."""
 
-    workspace: str = Field("runs", description="Folder of a local run: artifacts, state, reports.")
+    workspace: str = Field(default="runs", description="Folder of a local run: artifacts, state, reports.")
     threads_per_step: int | None = Field(
-        None, ge=1, description="CPU threads of a local step; None lets torch choose. Tiny models are fastest with 1."
+        default=None,
+        ge=1,
+        description="CPU threads of a local step; None lets torch choose. Tiny models are fastest with 1.",
     )
-    light: StepResources = Field(default_factory=StepResources, description="Data, statistics and gate steps.")
-    train: StepResources = Field(default_factory=StepResources, description="Steps that load a model.")
+    light: StepResources = Field(default=StepResources(), description="Data, statistics and gate steps.")
+    train: StepResources = Field(default=StepResources(), description="Steps that load a model.")
 
 
 class RunSettings(StrictModel):
@@ -94,19 +98,19 @@ class RunSettings(StrictModel):
     )
     model_name: str = Field(min_length=1, description="Registered model that this run makes a candidate for.")
     base_model: str = Field(min_length=1, description="Model folder or hub id that training starts from.")
-    seed: int = Field(0, ge=0, description="Seed of every step.")
+    seed: int = Field(default=0, ge=0, description="Seed of every step.")
     data: DataSettings
-    prerequisites: PrerequisitesSettings = Field(default_factory=PrerequisitesSettings)
-    data_validation: DataValidationSettings = Field(default_factory=DataValidationSettings)
-    sft: SFTSettings = Field(default_factory=SFTSettings)
-    collection: CollectionSettings = Field(default_factory=CollectionSettings)
-    reward_model: RewardModelSettings = Field(default_factory=RewardModelSettings)
-    ppo: PPOSettings = Field(default_factory=PPOSettings)
-    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    human_eval: HumanEvalSettings = Field(default_factory=HumanEvalSettings)
-    release_gate: ReleaseGateSettings = Field(default_factory=ReleaseGateSettings)
-    soak: SoakSettings = Field(default_factory=SoakSettings)
-    execution: ExecutionSettings = Field(default_factory=ExecutionSettings)
+    prerequisites: PrerequisitesSettings = PrerequisitesSettings()
+    data_validation: DataValidationSettings = DataValidationSettings()
+    sft: SFTSettings = SFTSettings()
+    collection: CollectionSettings = CollectionSettings()
+    reward_model: RewardModelSettings = RewardModelSettings()
+    ppo: PPOSettings = PPOSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    human_eval: HumanEvalSettings = HumanEvalSettings()
+    release_gate: ReleaseGateSettings = ReleaseGateSettings()
+    soak: SoakSettings = SoakSettings()
+    execution: ExecutionSettings = ExecutionSettings()
 
     @model_validator(mode="after")
     def _preferences_have_a_source(self) -> RunSettings:

@@ -145,6 +145,7 @@ def check_database() -> str:
         PlumblineError: It is not configured, or does not answer.
     """
     import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
 
     url = os.environ.get("PLUMBLINE_DATABASE_URL")
     if not url:
@@ -156,7 +157,7 @@ def check_database() -> str:
         with engine.connect() as connection:
             connection.execute(sqlalchemy.text("select 1"))
         engine.dispose()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, ImportError) as error:
         raise PlumblineError(
             f"the evidence database does not answer: {error}",
             where="PLUMBLINE_DATABASE_URL",

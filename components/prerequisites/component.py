@@ -27,7 +27,7 @@ def prerequisites(
         ("preference_digest", str),
         ("base_model_digest", str),
     ],
-):
+):  # type: ignore[valid-type]
     """Checks data, model, disk, device, plug-ins, MLflow and database; pins champion, data and base model to digests.
 
     Args:

@@ -12,6 +12,8 @@ __all__ = ["PrerequisitesSettings"]
 class PrerequisitesSettings(StrictModel):
     """What must be there before a GPU hour is spent."""
 
-    min_free_disk_gib: float = Field(1.0, ge=0, description="Free disk, in GiB, where artifacts and checkpoints go.")
-    require_gpu: bool = Field(False, description="Fail when no GPU is visible to the training steps.")
-    plug_ins: list[str] = Field([], description="`module:attribute` names that later steps load.")
+    min_free_disk_gib: float = Field(
+        default=1.0, ge=0, description="Free disk, in GiB, where artifacts and checkpoints go."
+    )
+    require_gpu: bool = Field(default=False, description="Fail when no GPU is visible to the training steps.")
+    plug_ins: list[str] = Field(default=[], description="`module:attribute` names that later steps load.")
