@@ -184,8 +184,8 @@ def _by(scored: Sequence[ScoredPair], key: Callable[[ScoredPair], str | None]) -
 def _binned(scored: Sequence[ScoredPair], key: Callable[[ScoredPair], float]) -> list[dict[str, Any]]:
     """Accuracy and mean margin in bins of about equal size along `key`; equal values share a bin."""
     values = np.array([key(each) for each in scored])
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)))
-    bin_of = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    bin_of = np.searchsorted(edges, values, side="right")
     bins = []
     for index in np.unique(bin_of):
         inside = [each for each, other in zip(scored, bin_of, strict=True) if other == index]

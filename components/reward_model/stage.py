@@ -78,10 +78,9 @@ def run(
         seed_everything(seed)
         tokenizer = load_tokenizer(job.policy.path)
         heldout = job.read_pairs("heldout", tokenizer)
-        history = _train(job, tokenizer, draft.path, folder, tracking, termination)
-        write_jsonl(draft.path / "training.jsonl", history)
+        steps = _train(job, tokenizer, draft.path, folder, tracking, termination)
         evaluation = _evaluate(job, tokenizer, draft.path, heldout)
-        metadata = _metadata(job, evaluation, steps=history[-1]["step"] if history else 0)
+        metadata = _metadata(job, evaluation, steps=steps)
         draft.metadata.update(metadata)
         tracking.log_metrics({name: value for name, value in metadata.items() if isinstance(value, int | float)})
     _log_outcome(job.label, evaluation)
@@ -131,14 +130,15 @@ def _train(
     folder: TrainingFolder,
     tracking: StageRun,
     termination: Termination,
-) -> list[dict[str, Any]]:
-    """Trains and saves the weights into `target`; returns the log."""
+) -> int:
+    """Trains, saves weights and log into `target`, and returns the number of steps."""
     model = load_reward_model(job.policy.path, dtype=weights_dtype(job.settings))
     pairs = job.read_pairs(job.train_split, tokenizer)
     trainer = make_trainer(model, tokenizer, pairs, job.settings, folder=folder, seed=job.seed)
     history = train_to_end(trainer, folder=folder, label=job.label, run=tracking, termination=termination)
     save_reward_model(trainer.model, tokenizer, target)
-    return history
+    write_jsonl(target / "training.jsonl", history)
+    return trainer.state.global_step
 
 
 def _evaluate(job: _Job, tokenizer: PreTrainedTokenizerBase, target: Path, heldout: Sequence[Pair]) -> Evaluation:

@@ -125,7 +125,7 @@ def training_arguments(settings: TrainingSettings, *, folder: TrainingFolder, se
         "lr_scheduler_type": settings.scheduler,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        "gradient_checkpointing": on_gpu if checkpointing is None else checkpointing,
+        "activation_checkpointing": on_gpu if checkpointing is None else checkpointing,
         "bf16": autocast,
         "use_cpu": not on_gpu,
         "seed": seed,

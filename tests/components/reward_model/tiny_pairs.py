@@ -33,6 +33,8 @@ WORDS = [
     "so",
     "sorry",
     "wow",
+    "'",
+    "’",
 ]
 GOOD, BAD = "good plan step .", "bad plan step ."
 
