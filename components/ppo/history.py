@@ -6,6 +6,7 @@ therefore the reference itself: KL 0.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +25,9 @@ __all__ = ["explained_variance", "history_row", "metrics_of_row", "repetition_sh
 
 _FINAL_WINDOW = 5
 """Steps that `final` figures average over: one batch's mean is too noisy to compare runs by."""
+
+_NOT_IN_METRIC_NAMES = re.compile(r"[^A-Za-z0-9_\-. ]")
+"""MLflow refuses a whole batch of metrics for one name with another character."""
 
 _UPDATE_FIELDS = tuple(UpdateStatistics.__dataclass_fields__)
 
@@ -95,7 +99,8 @@ def metrics_of_row(row: dict[str, Any]) -> dict[str, float]:
     """A row as flat metrics, slices as `slice/<name>/<metric>`, for a tracking server."""
     flat = {name: value for name, value in row.items() if name not in ("slices", "step") and value is not None}
     for name, figures in row["slices"].items():
-        flat |= {f"slice/{name}/{metric}": value for metric, value in figures.items()}
+        safe = _NOT_IN_METRIC_NAMES.sub("_", name)
+        flat |= {f"slice/{safe}/{metric}": value for metric, value in figures.items()}
     return flat
 
 

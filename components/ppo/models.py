@@ -157,7 +157,8 @@ class SeparateModels(ActorCritic):
 
     def values(self, batch: PackedBatch) -> Tensor:
         with self.autocast():
-            return self._head(_response_hidden(self._backbone, batch))
+            hidden = _response_hidden(self._backbone, batch)
+        return self._head(hidden)
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._policy.named_parameters())
@@ -212,7 +213,8 @@ class SharedBackbone(ActorCritic):
     def values(self, batch: PackedBatch) -> Tensor:
         self._peft.set_adapter(_VALUE_ADAPTER)
         with self.autocast():
-            return self._head(_response_hidden(self._model.base_model, batch))
+            hidden = _response_hidden(self._model.base_model, batch)
+        return self._head(hidden)
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         return self._adapter_parameters(_POLICY_ADAPTER)

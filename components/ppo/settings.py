@@ -36,6 +36,12 @@ class KLSettings(StrictModel):
     error_clip: float = Field(default=0.2, gt=0)
     ceiling_nats: float | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def _ceiling_above_target(self) -> KLSettings:
+        if self.control == "adaptive" and self.ceiling_nats is not None and self.ceiling_nats <= self.target_nats:
+            raise ValueError(f"ceiling_nats ({self.ceiling_nats:g}) must be above target_nats ({self.target_nats:g})")
+        return self
+
 
 class RewardSettings(StrictModel):
     """How the reward model's number becomes the score at the end of a response. Score is in standard deviations.

@@ -110,6 +110,17 @@ def test_lora_candidate_computes_what_the_policy_computed(tmp_path: Any) -> None
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_adapters_over_a_half_precision_backbone_are_float32() -> None:
+    trainer = make_trainer(parameterisation="lora", policy=make_policy().to(torch.bfloat16))
+    moved = trainer.models.policy_parameters() | trainer.models.value_parameters()
+
+    row = trainer.step()
+
+    assert {parameter.dtype for parameter in moved.values()} == {torch.float32}
+    assert trainer.models.sampling_policy().get_input_embeddings().weight.dtype == torch.bfloat16
+    assert row["kl"] == pytest.approx(0.0, abs=1e-3)
+
+
 def test_unpack_puts_tokens_back_where_they_were() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
 

@@ -9,7 +9,7 @@ import torch
 from tiny_ppo import make_prompts, make_settings, make_tokenizer, make_trainer
 
 from components.ppo.errors import NotFiniteError
-from components.ppo.history import repetition_share, summarise
+from components.ppo.history import metrics_of_row, repetition_share, summarise
 from components.ppo.rollout import PromptCursor
 from components.ppo.trainer import PPOTrainer
 from components.shared.errors import InputError
@@ -153,6 +153,21 @@ def test_training_without_prompts_is_refused() -> None:
 def test_more_minibatches_than_episodes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"minibatches \(9\) must not be more than episodes_per_step \(8\)"):
         make_settings(minibatches=9)
+
+
+def test_a_ceiling_below_the_target_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ceiling_nats \(2\) must be above target_nats \(6\)"):
+        make_settings(kl={"ceiling_nats": 2.0})
+
+
+def test_metrics_carry_slices_in_names_that_a_tracking_server_takes() -> None:
+    row = make_trainer().step() | {"slices": {"how-to (safe)": {"n": 3, "reward": 0.5}}}
+
+    metrics = metrics_of_row(row)
+
+    assert metrics["slice/how-to _safe_/reward"] == 0.5
+    assert metrics["kl"] == row["kl"]
+    assert "step" not in metrics
 
 
 def test_repetition_share_counts_trigrams_seen_before() -> None:
