@@ -96,7 +96,7 @@ def _over_steps(parts: Parts, names: list[str]) -> Markup | None:
         ]
 
     panels = [
-        Panel("reward gain (sd)", lines("reward"), {"start": 0.0}),
+        Panel("reward gain (sd)", lines("reward"), {"baseline": 0.0}),
         Panel("KL (nats per answer)", lines("kl"), legend=False),
         Panel("human win rate", lines("human"), {"as good": 0.5}, (0.0, 1.0), legend=False),
     ]

@@ -149,7 +149,7 @@ def deliver(notice: Notice, url: str, *, pause_seconds: float = _FIRST_PAUSE_SEC
     Returns:
         Whether it was delivered; a failure is logged.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not _is_http(url):
         logger.error("The notice was not delivered: %s is not an http or https address.", WEBHOOK_VARIABLE)
         return False
     for attempt in range(1, _TRIES + 1):
@@ -163,6 +163,13 @@ def deliver(notice: Notice, url: str, *, pause_seconds: float = _FIRST_PAUSE_SEC
             time.sleep(pause_seconds * 2 ** (attempt - 1))
     logger.error("The notice was given up; the run is not affected.")
     return False
+
+
+def _is_http(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https")
+    except ValueError:  # a malformed host
+        return False
 
 
 def _post(notice: Notice, url: str) -> tuple[str | None, bool]:

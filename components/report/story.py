@@ -53,10 +53,10 @@ def trajectory_section(parts: Parts) -> Section | Missing:
     if not points:
         return Missing("Reward, KL and people", parts.why_missing("evaluation"))
     explanation = (
-        "Dots are measured on held-out prompts, with 95 % intervals. Reward is the gain over the model that "
-        "training started from, in standard deviations of the reward model; the held-out reward model learned from "
-        "other pairs and is never optimised. Training works when rewards and preference rise together; when the reward "
-        "rises and people turn away, the policy exploits the reward model."
+        "Dots are measured on held-out prompts, with 95 % intervals. Reward is the gain over the baseline "
+        "(the model that training started from), in standard deviations of the reward model; the held-out reward model "
+        "learned from other pairs and is never optimised. Training works when rewards and preference rise together; "
+        "when the reward rises and people turn away, the policy exploits the reward model."
     )
     chart = svg_panels(
         story_panels(parts, points),
@@ -83,7 +83,7 @@ def story_panels(parts: Parts, points: Sequence[Checkpoint]) -> list[Panel]:
                 _series("optimised reward model", points, "reward"),
                 _series("held-out reward model", points, "heldout"),
             ],
-            {"start": 0.0},
+            {"baseline": 0.0},
             height=1.9,
         ),
         Panel(
@@ -93,8 +93,8 @@ def story_panels(parts: Parts, points: Sequence[Checkpoint]) -> list[Panel]:
         ),
         Panel(
             "human win rate",
-            [_series("people, against the start", points, "human", colour=2)],
-            {"as good as the start": 0.5},
+            [_series("people, against the baseline", points, "human", colour=2)],
+            {"as good as the baseline": 0.5},
             (0.0, 1.0),
         ),
     ]
@@ -194,7 +194,7 @@ def _checkpoint_table(points: Sequence[Checkpoint]) -> Markup:
     ]
     rows = [
         [
-            {"reference": "start", "candidate": "candidate"}.get(point.role, "checkpoint"),
+            {"reference": "baseline", "candidate": "candidate"}.get(point.role, "checkpoint"),
             point.step,
             point.reward.value,
             point.heldout.value,
@@ -296,13 +296,15 @@ def _in_words(parts: Parts) -> Markup | None:
     if dig(human, "win_rate") is None:
         return None
     judged, baseline = (
-        ("live model", "predecessor") if parts.live else ("candidate", "model that training started from")
+        ("live model", "predecessor")
+        if parts.live
+        else ("candidate", "baseline (the model that training started from)")
     )
     voters = _VOTERS.get(tuple(dig(parts.statistics, "rater_kinds") or []), "People and machines")
     text = (
-        f"{voters} compared answers blind, two at a time, and preferred the {judged} over the {baseline} on "
-        f"{100 * human['win_rate']:.0f} % of prompts ({format_number(human.get('n_prompts'))} prompts, "
-        f"{format_number(human.get('n_votes'))} votes)."
+        f"{voters} compared answers blind, two at a time. The {judged} won {100 * human['win_rate']:.0f} % of "
+        f"comparisons with the {baseline}: {format_number(human.get('n_prompts'))} prompts, "
+        f"{format_number(human.get('n_votes'))} votes."
     )
     reward = dig(parts.decision, "divergence", "reward_win_rate")
     if reward is not None:

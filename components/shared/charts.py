@@ -26,8 +26,8 @@ __all__ = ["Panel", "Series", "svg_bars", "svg_histogram", "svg_line", "svg_pane
 _DASHES = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3))]
 _MARKERS = ["o", "s", "^", "D", "v", "P"]
 _WIDTH_INCHES = 8.0
-_LEFT_INCHES, _TOP_INCHES, _BOTTOM_INCHES = 0.85, 0.36, 0.52
-_LABEL_INCHES, _LEGEND_INCHES = 0.08, 0.073  # a character's mean width at the labels' font size
+_LEFT_INCHES, _TOP_INCHES, _BOTTOM_INCHES = 0.75, 0.36, 0.52
+_LABEL_INCHES, _LEGEND_INCHES = 0.073, 0.066  # a character's mean width at the labels' font size
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def to_svg(figure: Figure, title: str, description: str | None) -> Markup:
     prefix = "c" + hashlib.sha256(svg.encode()).hexdigest()[:10]
     svg = re.sub(r"<[a-z][^>]*>", lambda tag: _adapt_tag(tag.group(), prefix), svg)
     label = escape(f"{title}. {description}" if description else title)
-    opening = Markup('<figure class="chart"><svg role="img" aria-label="{}"').format(label)
+    opening = Markup('<figure class="chart" tabindex="0"><svg role="img" aria-label="{}"').format(label)
     return opening + Markup(svg.strip().removeprefix("<svg")) + Markup("</figure>")
 
 

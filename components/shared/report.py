@@ -206,7 +206,7 @@ def _template(text: str) -> Template:
     return _environment(_FOLDER).from_string(text)
 
 
-_TABLE = """<div class="table"><table>
+_TABLE = """<div class="table" tabindex="0"><table>
 {% if caption %}<caption>{{ caption }}</caption>
 {% endif %}<thead><tr>
 {% for header, number in headers %}<th scope="col"{% if number %} class="number"{% endif %}>{{ header }}</th>

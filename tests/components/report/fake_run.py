@@ -15,14 +15,14 @@ STEPS = [10, 20, 30, 40, 50]
 LAST = 60
 
 
-def make_run(root: Path, *, story: str = "good", without: tuple[str, ...] = (), **texts: str) -> dict[str, str]:
+def make_run(root: Path, *, story: str = "good", without: tuple[str, ...] = (), **texts: Any) -> dict[str, str]:
     """Writes every artifact below `root`.
 
     Args:
         root: An empty folder.
         story: `good` (people follow the reward) or `overoptimized` (they turn away).
         without: Roles to leave out.
-        **texts: `response`, `prompt`, `slice`, `rater` or `reason`: replaces that text everywhere.
+        **texts: `response`, `prompt`, `slice`, `rater`, `reason`: lists of texts that replace that one, in turn.
     """
     rng = random.Random(0)
     writers = {
@@ -67,6 +67,14 @@ def make_run_info(**overrides: Any) -> dict[str, Any]:
     return {**info, **overrides}
 
 
+def _turn(texts: list[str] | None, number: int) -> str | None:
+    return texts[number % len(texts)] if texts else None
+
+
+def _names(texts: dict[str, list[str]]) -> list[str]:
+    return texts.get("slice") or SLICES
+
+
 def _dataset(path: Path) -> None:
     with write_artifact(path, "dataset", stage="data_validation") as draft:
         kind = "preferences" if path.name == "preferences" else "sft"
@@ -96,7 +104,7 @@ def _policy(path: Path, step: int | None) -> None:
         write_json(draft.path / "policy.json", record)
 
 
-def _reward_model(path: Path, split: str, accuracy: float, texts: dict[str, str]) -> None:
+def _reward_model(path: Path, split: str, accuracy: float, texts: dict[str, list[str]]) -> None:
     n = 500
     attacks = {
         "padding": (0.08, 0.2),
@@ -114,12 +122,12 @@ def _reward_model(path: Path, split: str, accuracy: float, texts: dict[str, str]
             "lower95_one_sided": accuracy - 0.033,
         },
         "slices": {
-            texts.get("slice", name): {
+            name: {
                 "n": 100,
-                "accuracy": accuracy - 0.02 * i,
+                "accuracy": accuracy - 0.02 * (i % 5),
                 "ci95": [accuracy - 0.1, accuracy + 0.06],
             }
-            for i, name in enumerate(SLICES)
+            for i, name in enumerate(_names(texts))
         },
         "calibration": {
             "slope": 0.93,
@@ -163,18 +171,18 @@ def _reward_model(path: Path, split: str, accuracy: float, texts: dict[str, str]
         write_json(draft.path / "reward.json", {"mean": 0.2, "std": 1.6, "slope": 0.93, "train_split": split})
 
 
-def _history(path: Path, story: str, rng: random.Random, texts: dict[str, str]) -> None:
+def _history(path: Path, story: str, rng: random.Random, texts: dict[str, list[str]]) -> None:
     rows = []
     for step in range(1, LAST + 1):
         kl = _kl(story, step) * rng.uniform(0.9, 1.1)
         slices = {
-            texts.get("slice", name): {
+            name: {
                 "n": 13,
-                "reward": 0.2 + 1.6 * (1.2 * (1 - math.exp(-step / 25)) + 0.1 * i + rng.gauss(0, 0.08)),
+                "reward": 0.2 + 1.6 * (1.2 * (1 - math.exp(-step / 25)) + 0.1 * (i % 5) + rng.gauss(0, 0.08)),
                 "kl": kl * (0.8 + 0.1 * i),
                 "response_tokens": 12 + 0.05 * step + i,
             }
-            for i, name in enumerate(SLICES)
+            for i, name in enumerate(_names(texts))
         }
         rows.append(
             {
@@ -225,7 +233,7 @@ def _steps() -> dict[str, int]:
     return {"reference": 0, "candidate": LAST, "champion": LAST, **{f"step-{step:04d}": step for step in STEPS}}
 
 
-def _evaluation(path: Path, story: str, rng: random.Random, texts: dict[str, str]) -> None:
+def _evaluation(path: Path, story: str, rng: random.Random, texts: dict[str, list[str]]) -> None:
     rows = []
     for role, step in _steps().items():
         for number in range(60 if role.startswith("step-") else 150):
@@ -233,13 +241,12 @@ def _evaluation(path: Path, story: str, rng: random.Random, texts: dict[str, str
             rows.append(
                 {
                     "prompt_id": f"p{number:04d}",
-                    "prompt": texts.get("prompt", f"how do i fix a leaking tap number {number} ?"),
-                    "slice": texts.get("slice", SLICES[number % len(SLICES)]),
+                    "prompt": _turn(texts.get("prompt"), number) or f"how do i fix a leaking tap number {number} ?",
+                    "slice": _turn(_names(texts), number),
                     "prompt_set": "human_eval",
                     "role": role,
-                    "response": texts.get(
-                        "response", f"turn off the water , then replace the washer of tap {number} . ({role})"
-                    ),
+                    "response": _turn(texts.get("response"), number)
+                    or f"turn off the water , then replace the washer of tap {number} . ({role})",
                     "n_tokens": 14 + rng.randrange(6),
                     "finished": True,
                     "reward": 1.6 * 1.25 * (1 - math.exp(-moved / 25)) + rng.gauss(0.2, 1.2),
@@ -283,12 +290,12 @@ def _metrics(rows: list[dict[str, Any]], nested: bool = True) -> dict[str, Any]:
     return figures
 
 
-def _comparison(win_rate: float, n: int, texts: dict[str, str]) -> dict[str, Any]:
+def _comparison(win_rate: float, n: int, texts: dict[str, list[str]]) -> dict[str, Any]:
     margin = 0.9 / math.sqrt(n)
     slices = {}
-    for i, name in enumerate(SLICES):
-        rate = min(0.95, max(0.02, win_rate + 0.06 * (2 - i)))
-        slices[texts.get("slice", name)] = {
+    for i, name in enumerate(_names(texts)):
+        rate = min(0.95, max(0.02, win_rate + 0.06 * (2 - i % 5)))
+        slices[name] = {
             "win_rate": rate,
             "n_prompts": n // 5,
             "lower": max(0.0, rate - 2 * margin),
@@ -311,15 +318,15 @@ def _comparison(win_rate: float, n: int, texts: dict[str, str]) -> dict[str, Any
     }
 
 
-def _evidence(path: Path, story: str, rng: random.Random, texts: dict[str, str]) -> None:
+def _evidence(path: Path, story: str, rng: random.Random, texts: dict[str, list[str]]) -> None:
     final = _win_rate(story, LAST)
     comparisons = {"candidate_vs_reference": _comparison(final, 300, texts)}
     comparisons |= {f"step-{step:04d}_vs_reference": _comparison(_win_rate(story, step), 60, texts) for step in STEPS}
     outcomes, judgements, items = [], [], []
-    rater = texts.get("rater", "rater-1")
+    names = texts.get("rater") or [f"rater-{number}" for number in range(1, 6)]
     for number in range(150):
         outcome = round(3 * min(1.0, max(0.0, rng.gauss(final, 0.4)))) / 3
-        name = texts.get("slice", SLICES[number % len(SLICES)])
+        name = _turn(_names(texts), number)
         row = {"comparison": "candidate_vs_reference", "prompt_id": f"p{number:04d}", "slice": name}
         outcomes.append({**row, "outcome": outcome, "n_votes": 3, "role_a_tokens": 16, "role_b_tokens": 15})
         items.append({"item_id": f"i{number}", **row})
@@ -328,20 +335,20 @@ def _evidence(path: Path, story: str, rng: random.Random, texts: dict[str, str])
                 "judgement_id": f"j{number}",
                 "item_id": f"i{number}",
                 **row,
-                "rater": rater,
+                "rater": names[number % len(names)],
                 "rater_kind": "simulated",
                 "shown_a": "candidate",
                 "shown_b": "reference",
                 "choice": "a" if outcome > 0.5 else "b",
-                "flags_a": [texts.get("reason", "flattery")] if number % 7 == 0 else [],
+                "flags_a": [_turn(texts.get("reason"), number) or "flattery"] if number % 7 == 0 else [],
                 "flags_b": [],
                 "kind": "vote",
-                "rationale": texts.get("reason", "clearer"),
+                "rationale": _turn(texts.get("reason"), number) or "clearer",
                 "created_at": "2026-01-01T00:00:00+00:00",
             }
         )
     raters = {
-        f"{rater}{i or ''}": {
+        name: {
             "gold_n": 20,
             "gold_accuracy": 0.95 - 0.2 * (i == 4),
             "repeat_n": 15,
@@ -349,7 +356,7 @@ def _evidence(path: Path, story: str, rng: random.Random, texts: dict[str, str])
             "n_votes": 180,
             "counted": i != 4,
         }
-        for i in range(5)
+        for i, name in enumerate(names)
     }
     statistics = {
         "batch_id": "batch-1",
@@ -372,10 +379,10 @@ def _evidence(path: Path, story: str, rng: random.Random, texts: dict[str, str])
         write_json(draft.path / "statistics.json", statistics)
 
 
-def _decision(path: Path, story: str, texts: dict[str, str]) -> None:
+def _decision(path: Path, story: str, texts: dict[str, list[str]]) -> None:
     good = story == "good"
     rate = _win_rate(story, LAST)
-    says = texts.get("reason", "")
+    says = texts.get("reason")
 
     def row(
         name: str, verdict: str, value: float | None, interval: Any, threshold: str, n: int | None, reason: str
@@ -388,7 +395,7 @@ def _decision(path: Path, story: str, texts: dict[str, str]) -> None:
             "threshold": threshold,
             "source": "sha256:abc",
             "n": n,
-            "reason": says or reason,
+            "reason": _turn(says, n or 0) or reason,
         }
 
     preference = "PASS" if good else "BLOCK"
@@ -445,7 +452,7 @@ def _decision(path: Path, story: str, texts: dict[str, str]) -> None:
     decision = {
         "verdict": "PROMOTE" if good else "BLOCK",
         "mode": "candidate",
-        "reasons": [says]
+        "reasons": says
         if says
         else (
             [
