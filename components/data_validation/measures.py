@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from components.data_validation.formats import TEXT_FIELDS, Candidate, Kind
-from components.shared.models import encode_prompt
 from components.shared.progress import report
 from components.shared.records import Prompt, prompt_text
+from components.shared.tokenizers import encode_prompt
 
 __all__ = ["measure", "visible_text"]
 

@@ -34,7 +34,6 @@ __all__ = ["build_report", "render_report"]
 _TITLES = {"sft": "Demonstrations", "prompts": "Prompts", "preferences": "Preference pairs"}
 _BINS = 20
 _MOST_QUARANTINED_SHOWN = 25
-_MOST_CHARACTERS_SHOWN = 300
 
 
 def build_report(

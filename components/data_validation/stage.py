@@ -24,9 +24,9 @@ from components.data_validation.validation import Part, quarantine_rows, validat
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl, write_text
-from components.shared.models import prepare_tokenizer
 from components.shared.records import write_records
 from components.shared.settings import parse_settings
+from components.shared.tokenizers import prepare_tokenizer
 from components.shared.tracking import stage_run
 
 if TYPE_CHECKING:

@@ -1,14 +1,7 @@
-"""Language models, reward models and tokenizers: load, save, encode.
-
-One rule keeps training, sampling and scoring in agreement: text becomes token ids here and nowhere else. A prompt is
-rendered with the tokenizer's chat template, an answer is its tokens plus EOS if it was finished; later stages pass
-token ids, not text.
-"""
+"""Language models and reward models: load and save. Their tokenizers (`tokenizers`) are offered here too."""
 
 from __future__ import annotations
 
-import logging
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -20,14 +13,22 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json, write_json
-from components.shared.records import Prompt
+from components.shared.tokenizers import (
+    DEFAULT_CHAT_TEMPLATE,
+    decode_response,
+    encode_prompt,
+    encode_response,
+    first_line,
+    load_tokenizer,
+    prepare_tokenizer,
+    require_model_folder,
+)
 
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
@@ -47,16 +48,7 @@ __all__ = [
     "stop_token_ids",
 ]
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_CHAT_TEMPLATE = (
-    "{{ bos_token or '' }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-"""For base models without a template; installed by supervised fine-tuning and saved with the policy."""
-
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_PAD_TOKEN = "<|pad|>"
 
 
 def pick_device() -> torch.device:
@@ -75,96 +67,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-# --- tokenizers ------------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a policy or reward model that Plumbline saved, or of a prepared base model.
-
-    Raises:
-        InputError: No tokenizer there, or it has no EOS, no chat template, or no pad token of its own.
-    """
-    tokenizer = _load_any_tokenizer(source)
-    for present, what in (
-        (tokenizer.chat_template, "a chat template"),
-        (
-            tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id,
-            "a pad token apart from EOS",
-        ),
-    ):
-        if not present:
-            raise InputError(
-                f"the tokenizer lacks {what}.",
-                where=str(source),
-                hint="Supervised fine-tuning adds it; use its policy.",
-            )
-    return tokenizer
-
-
-def prepare_tokenizer(source: str | Path, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:
-    """Loads any base model's tokenizer and supplies what it lacks: chat template, pad token apart from EOS.
-
-    A sequence classifier whose pad token is EOS would read its score before EOS, so a new pad token is added; `model`'s
-    embeddings grow by it, and its config learns the token ids.
-
-    Raises:
-        InputError: No tokenizer there, or it has no EOS token, without which no answer can end.
-    """
-    tokenizer = _load_any_tokenizer(source)
-    if not tokenizer.chat_template:
-        logger.warning("%s: the tokenizer has no chat template; installing Plumbline's default.", source)
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        logger.warning("%s: no pad token apart from EOS; adding %s.", source, _PAD_TOKEN)
-        tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
-    if model is not None:
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # pyright: ignore
-            model.resize_token_embeddings(len(tokenizer))
-        model.config.pad_token_id = tokenizer.pad_token_id
-        if model.generation_config is not None:
-            model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return tokenizer
-
-
-def _load_any_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    _require_folder_if_path(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"no tokenizer can be loaded: {_first_line(error)}", where=str(source), hint="Save one beside the weights."
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            "the tokenizer has no EOS token, so no answer could end.", where=str(source), hint="Set eos_token."
-        )
-    tokenizer.padding_side = "right"
-    return tokenizer
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt rendered with the chat template, ready for an answer."""
-    if isinstance(prompt, str):
-        messages = [{"role": "user", "content": prompt}]
-    else:
-        messages = [{"role": message.role, "content": message.content} for message in prompt]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
-
-
-def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, *, finished: bool = True) -> list[int]:
-    """Token ids of an answer, with EOS if it is finished."""
-    ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
-    if finished and (not ids or ids[-1] != tokenizer.eos_token_id):
-        ids.append(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
-    return ids
-
-
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Text of an answer: special tokens dropped, white space stripped."""
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
@@ -285,11 +187,11 @@ def save_reward_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: st
 
 
 def _load_config(source: str | Path) -> Any:
-    _require_folder_if_path(source)
+    require_model_folder(source)
     try:
         return AutoConfig.from_pretrained(str(source))
     except (OSError, ValueError) as error:
-        raise InputError(f"no model config can be loaded: {_first_line(error)}", where=str(source)) from error
+        raise InputError(f"no model config can be loaded: {first_line(error)}", where=str(source)) from error
 
 
 def _load_weights(model_class: Any, source: str | Path, **options: Any) -> Any:
@@ -299,14 +201,8 @@ def _load_weights(model_class: Any, source: str | Path, **options: Any) -> Any:
         return model_class.from_pretrained(str(source), use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"cannot be loaded as {model_class.__name__}: {_first_line(error)}", where=str(source)
+            f"cannot be loaded as {model_class.__name__}: {first_line(error)}", where=str(source)
         ) from error
-
-
-def _require_folder_if_path(source: str | Path) -> None:
-    looks_like_path = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or os.sep * 2 in str(source)
-    if looks_like_path and not Path(source).is_dir():
-        raise InputError("no such model folder.", where=str(source), hint="Give a folder or a hub id.")
 
 
 def _require_weights(source: str | Path) -> None:
@@ -317,11 +213,6 @@ def _require_weights(source: str | Path) -> None:
             where=str(source),
             hint="Save the model with save_pretrained(); pickled weights (.bin) are not read.",
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def read_policy_record(folder: str | Path) -> dict[str, Any]:

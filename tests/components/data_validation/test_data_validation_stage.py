@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +232,22 @@ def test_the_report_counts_add_up_and_the_page_escapes_what_rows_say(tmp_path: P
     assert "<img" not in page
     assert "&lt;img src=x" in page
     assert page.count("<svg") >= 3
+
+
+def test_the_stage_needs_no_training_library(tmp_path: Path, base_model: str) -> None:
+    """Its image has none."""
+    options = {
+        "output": str(tmp_path / "out"),
+        "base_model": base_model,
+        "settings": SETTINGS,
+        "prompt_data": _prompt_file(tmp_path),
+    }
+    code = (
+        "import importlib.machinery as machinery\n"
+        "find = machinery.PathFinder.find_spec\n"
+        "absent = {'torch', 'trl', 'peft', 'accelerate', 'datasets'}\n"
+        "machinery.PathFinder.find_spec = lambda name, *rest: None if name in absent else find(name, *rest)\n"
+        f"from components.data_validation.stage import run; print(run(**{options!r})['rows'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()[-3:]) == (0, "120"), done.stderr
