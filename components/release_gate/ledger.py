@@ -187,6 +187,12 @@ def _chain(view: LedgerView, moves: list[Move]) -> list[Entry]:
         entries.append(entry)
         states[move.version], previous = target, entry.hash
     _refuse_two_champions(view.model, states)
+    if view.champion is not None and not any(is_live(state) for state in states.values()):
+        raise IllegalMoveError(
+            f"would leave no champion after version {view.champion}.",
+            where=f"model {view.model}",
+            hint="Restore or promote another version in the same step.",
+        )
     return entries
 
 

@@ -53,7 +53,10 @@ def _overall(case: Case) -> Criterion:
 @criterion("kl.token", threshold="KL in nats per token")
 def _per_token(case: Case) -> Criterion:
     ceiling = case.policy.kl.max_nats_per_token
-    value = case.evaluation.number(_METRICS, "candidate", "kl", "per_token")
+    mean, _, _ = _measured(case, "candidate")
+    # A sequence has a token or more: the mean per token lies between 0 and the mean per sequence.
+    limits = {"low": min(0.0, mean), "high": max(0.0, mean)}
+    value = case.evaluation.number(_METRICS, "candidate", "kl", "per_token", **limits)
     source = case.evaluation.cite(_METRICS, "candidate", "kl", "per_token")
     if ceiling is None:
         reason = f"{value:.3f} nats per token; the policy sets no limit per token."

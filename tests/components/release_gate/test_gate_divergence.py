@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_release import PROMPTS, comparison, edit_case, make_case, make_evidence
+
+from components.release_gate.criteria import judge_all
+from components.release_gate.divergence import heldout_fall, measure_gap, refit_slopes
+from components.release_gate.findings import Finding
+from components.release_gate.verdict import Verdict, decide
+from components.shared.statistics import logistic_slope
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def test_a_perfect_reward_with_noisy_people_shows_no_gap(tmp_path: Path) -> None:
+    """The raw share of pairs that the reward ranks first is far above people's; calibrated, there is no gap."""
+    case = make_case(make_evidence(tmp_path))
+    found = measure_gap(case)
+    rows = [row for row in case.evaluation.rows("generations.jsonl") if row["role"] == "candidate"]
+    raw = np.mean([row["reward"] > 0 for row in rows])
+    assert raw - found.human_win_rate > 0.1
+    assert found.ci95[0] < 0.0 < found.ci95[1]
+    assert found.gap == pytest.approx(found.reward_win_rate - found.human_win_rate)
+
+
+def test_the_slope_is_that_of_the_shared_fit(tmp_path: Path) -> None:
+    case = make_case(make_evidence(tmp_path))
+    differences = [row["chosen_reward"] for row in case.reward_model.rows("predictions.jsonl")]
+    assert measure_gap(case).slope == pytest.approx(logistic_slope(differences))
+    assert measure_gap(case).slope == pytest.approx(1.0, abs=0.35)
+
+
+def test_refitted_slopes_agree_with_the_shared_fit_on_the_same_sample() -> None:
+    rng = np.random.default_rng(3)
+    differences = rng.normal(0.5, 1.0, 60)
+    clusters = [f"c{i // 3}" for i in range(60)]
+    slopes = refit_slopes(differences, clusters, draws=5, rng=np.random.default_rng(7))
+    weights = np.random.default_rng(7).multinomial(20, np.full(20, 1 / 20), size=5)
+    order = {name: place for place, name in enumerate(sorted(set(clusters)))}
+    for draw, slope in enumerate(slopes):
+        sample = [d for d, c in zip(differences, clusters, strict=True) for _ in range(weights[draw][order[c]])]
+        assert slope == pytest.approx(logistic_slope(sample), rel=2e-2)
+
+
+def test_refitted_slopes_spread_like_the_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.0, 1.5, 800)
+    differences = np.where(rng.random(800) < _sigmoid(x), x, -x)
+    slopes = refit_slopes(differences, [str(i) for i in range(800)], draws=400, rng=rng)
+    p = _sigmoid(differences * logistic_slope(differences))
+    expected = 1.0 / np.sqrt(np.sum(differences**2 * p * (1 - p)))
+    assert slopes.std() == pytest.approx(expected, rel=0.25)
+
+
+def test_separable_pairs_have_finite_slopes() -> None:
+    slopes = refit_slopes(
+        np.linspace(0.1, 2.0, 50), [str(i) for i in range(50)], draws=20, rng=np.random.default_rng(0)
+    )
+    assert np.isfinite(slopes).all()
+    assert (slopes > 0).all()
+
+
+def test_clusters_are_drawn_whole() -> None:
+    """Two clusters of opposite sign: a draw holds whole clusters, so that three slopes are possible and no others."""
+    differences = np.array([1.0, 1.1, -1.0, -1.1])
+    slopes = refit_slopes(differences, ["a", "a", "b", "b"], draws=200, rng=np.random.default_rng(0))
+    assert len(np.unique(slopes.round(3))) == 3
+
+
+def test_reward_up_and_people_down_is_harm(tmp_path: Path) -> None:
+    found = measure_gap(make_case(make_evidence(tmp_path, story="overoptimized")))
+    assert found.gain_lower > 0.0
+    assert found.human.upper < 0.5
+    assert found.ci95[0] > 0.1
+
+
+def test_people_down_with_the_reward_is_not_divergence(tmp_path: Path) -> None:
+    def lower(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            if row["role"] == "candidate":
+                row["reward"] = -row["reward"] - 1.0
+        return rows
+
+    case = make_case(make_evidence(tmp_path, story="overoptimized", edits={"generations.jsonl": lower}))
+    found = {one.name: one for one in judge_all(case)}
+    assert found["divergence.harm"].verdict is Finding.PASS
+    assert found["human_preference.reference"].verdict is Finding.BLOCK
+
+
+def test_the_verdict_follows_the_votes_alone(tmp_path: Path) -> None:
+    """One candidate, one evaluation; only what people said differs."""
+
+    def liked(statistics: dict[str, Any]) -> dict[str, Any]:
+        statistics["comparisons"]["candidate_vs_reference"] = comparison([1.0, 1.0, 0.0] * (PROMPTS // 3))
+        return statistics
+
+    def likes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        mine = [row for row in rows if row["comparison"] == "candidate_vs_reference"]
+        for place, row in enumerate(mine):
+            row["outcome"] = [1.0, 1.0, 0.0][place % 3]
+        return rows
+
+    edits = {"statistics.json": liked, "outcomes.jsonl": likes}
+    good_heldout = {"generations.jsonl": _flat_heldout}
+    disliked = make_evidence(tmp_path / "a", story="overoptimized", edits=good_heldout)
+    praised = make_evidence(tmp_path / "b", story="overoptimized", edits={**good_heldout, **edits})
+    case = make_case(praised)
+    assert case.evaluation.digest == make_case(disliked).evaluation.digest
+    found = {one.name: one for one in judge_all(case)}
+    assert found["divergence.harm"].verdict is Finding.PASS
+    assert found["divergence.gap"].verdict is Finding.PASS
+    assert decide(judge_all(make_case(disliked)), live=False).verdict is Verdict.BLOCK
+    assert decide(judge_all(case), live=False).verdict is Verdict.PROMOTE
+
+
+def _flat_heldout(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for row in rows:
+        row["heldout_reward"] = 0.5 if row["role"] == "candidate" else 0.0
+    return rows
+
+
+def test_the_fall_is_measured_from_the_peak_on_common_prompts(tmp_path: Path) -> None:
+    def fewer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row for row in rows if not row["role"].startswith("step-") or int(row["prompt_id"][1:]) < 60]
+
+    case = make_case(make_evidence(tmp_path, story="overoptimized", edits={"generations.jsonl": fewer}))
+    fall = heldout_fall(case)
+    assert fall is not None
+    assert (fall.peak, fall.n, fall.checkpoints) == ("step-0030", 60, 2)
+    assert fall.value == pytest.approx(1.5, abs=0.15)
+    assert fall.lower < fall.value < fall.upper
+
+
+def test_equal_checkpoints_raise_no_alarm(tmp_path: Path) -> None:
+    """The highest of several equal checkpoints looks like a peak: Bonferroni pays for having chosen it."""
+    case, alarms = make_case(make_evidence(tmp_path)), 0
+    for seed in range(20):
+
+        def equal(rows: list[dict[str, Any]], seed: int = seed) -> list[dict[str, Any]]:
+            rng = np.random.default_rng(100 + seed)
+            for row in rows:
+                row["heldout_reward"] = float(rng.normal())
+            return rows
+
+        fall = heldout_fall(edit_case(case, {"generations.jsonl": equal}))
+        assert fall is not None
+        alarms += fall.lower > 0.0
+    assert alarms <= 3

@@ -1,0 +1,278 @@
+"""The gate from artifacts to champion, over a real MLflow registry and ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from tiny_release import MODEL, Evidence, digest_of_policy, make_evidence
+
+from components.release_gate import component as shells
+from components.release_gate import operations
+from components.release_gate.approvals import reject
+from components.release_gate.office import open_office
+from components.release_gate.promotion import PromotionError
+from components.release_gate.stage import run_gate, run_keep_champion, run_promote, run_rollback
+from components.shared.artifacts import read_artifact
+from components.shared.champion import resolve_champion
+from components.shared.errors import ArtifactError, InputError, PlumblineError
+from components.shared.files import read_json
+
+
+@pytest.fixture(autouse=True)
+def services(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUMBLINE_DATABASE_URL", f"sqlite:///{tmp_path / 'plumbline.db'}")
+    monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", str(tmp_path / "anchor"))
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    monkeypatch.delenv("PLUMBLINE_ACTOR", raising=False)
+
+
+def _write_policy(root: Path, **sections: Any) -> str:
+    """The demo policy with few bootstrap draws and some thresholds replaced."""
+    values: dict[str, Any] = {"extends": "demo", "name": "test", "divergence": {"bootstrap_draws": 200}}
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    path = root / "policy.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def _gate(root: Path, evidence: Evidence, name: str = "decision", **overrides: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "output": str(root / name),
+        "mode": "candidate",
+        "policy": _write_policy(root),
+        "model_name": MODEL,
+        "seed": 0,
+    }
+    return run_gate(**evidence.as_arguments(**{**arguments, **overrides}))
+
+
+def _promote_first(root: Path) -> str:
+    """Makes a first champion; returns its digest."""
+    evidence = make_evidence(root / "first", weights="first")
+    _gate(root, evidence, "first-decision")
+    run_promote(decision=str(root / "first-decision"))
+    return digest_of_policy(evidence.candidate)
+
+
+def _decision(root: Path, name: str = "decision") -> dict[str, Any]:
+    return read_json(read_artifact(root / name, "decision").file("decision.json"))
+
+
+def test_a_good_candidate_is_promoted_and_the_decision_says_why(tmp_path: Path) -> None:
+    evidence = make_evidence(tmp_path / "good", rater_kind="simulated")
+    result = _gate(tmp_path, evidence)
+    assert (result["verdict"], result["promote"], result["roll_back"]) == ("PROMOTE", True, False)
+    assert (result["version"], result["state"], result["champion"]) == ("1", "APPROVED", "")
+    decision = _decision(tmp_path)
+    assert {
+        "verdict",
+        "mode",
+        "reasons",
+        "criteria",
+        "model_name",
+        "version",
+        "digests",
+        "policy",
+        "divergence",
+    } <= set(decision)
+    assert decision["digests"]["candidate"] == digest_of_policy(evidence.candidate)
+    assert "raters: simulated votes are accepted: yes (production: no)" in decision["policy"]["looser_than_production"]
+    assert set(decision["divergence"]) == {"reward_win_rate", "human_win_rate", "gap", "ci95", "slope"}
+    promoted = run_promote(decision=str(tmp_path / "decision"))
+    assert promoted["promoted"]
+    champion = resolve_champion(MODEL)
+    assert champion is not None
+    assert champion.digest == digest_of_policy(evidence.candidate)
+    assert run_promote(decision=str(tmp_path / "decision"))["changed"] is False
+
+
+def test_production_holds_simulated_votes_and_asks_for_people(tmp_path: Path) -> None:
+    evidence = make_evidence(tmp_path / "good", rater_kind="simulated")
+    result = _gate(tmp_path, evidence, policy="production")
+    assert (result["verdict"], result["promote"], result["state"]) == ("HOLD", False, "HELD")
+    assert _decision(tmp_path)["reasons"] == [
+        "Evidence missing (raters, kind): Votes of simulated raters do not count under this policy: "
+        "collect votes of people."
+    ]
+
+
+def test_production_passes_people_and_then_waits_for_two_of_them(tmp_path: Path) -> None:
+    result = _gate(tmp_path, make_evidence(tmp_path / "good"), policy="production")
+    assert (result["verdict"], result["state"]) == ("PROMOTE", "AWAITING_APPROVAL")
+    waiting = run_promote(decision=str(tmp_path / "decision"))
+    assert waiting["promoted"] is False
+    assert "awaits approval: 0 of 2" in waiting["message"]
+    operations.approve(MODEL, "1", actor="alice", reason="good")
+    operations.approve(MODEL, "1", actor="bob", reason="good")
+    assert run_promote(decision=str(tmp_path / "decision"))["promoted"]
+
+
+def test_an_overoptimised_candidate_is_blocked_and_the_champion_stays(tmp_path: Path) -> None:
+    champion = _promote_first(tmp_path)
+    evidence = make_evidence(tmp_path / "bad", story="overoptimized", weights="bad", champion_digest=champion)
+    result = _gate(tmp_path, evidence)
+    assert (result["verdict"], result["promote"], result["version"], result["champion"]) == ("BLOCK", False, "2", "1")
+    reasons = _decision(tmp_path)["reasons"]
+    assert any("learned to please the reward and not people" in reason for reason in reasons)
+    assert "Earlier checkpoint step-0010" in reasons[-1]
+    kept = run_keep_champion(decision=str(tmp_path / "decision"))
+    assert kept["message"].startswith("BLOCK. Version 2 of tiny: Version 1 stays champion.")
+    with pytest.raises(PromotionError, match="the verdict is BLOCK"):
+        run_promote(decision=str(tmp_path / "decision"))
+    live = resolve_champion(MODEL)
+    assert live is not None
+    assert live.digest == champion
+
+
+def test_forced_live_the_soak_evidence_rolls_it_back(tmp_path: Path) -> None:
+    champion = _promote_first(tmp_path)
+    bad = make_evidence(tmp_path / "bad", story="overoptimized", weights="bad", champion_digest=champion)
+    _gate(tmp_path, bad)
+    operations.break_glass(MODEL, "2", actor="demo-operator", reason="because I can")
+    soak = make_evidence(
+        tmp_path / "soak", story="overoptimized", weights="bad", reference_digest=champion, rater_kind="simulated"
+    )
+    result = _gate(tmp_path, soak, "soak-decision", candidate="", history="", mode="live")
+    assert (result["verdict"], result["roll_back"], result["version"], result["state"]) == (
+        "ROLLBACK",
+        True,
+        "2",
+        "SOAKING",
+    )
+    assert _decision(tmp_path, "soak-decision")["reasons"][0].startswith("Harm shown")
+    done = run_rollback(decision=str(tmp_path / "soak-decision"))
+    assert (done["rolled_back"], done["version"], done["champion"]) == (True, "2", "1")
+    assert done["seconds"] > 0.0
+    again = run_rollback(decision=str(tmp_path / "soak-decision"))
+    assert (again["rolled_back"], again["changed"], again["champion"]) == (True, False, "1")
+    assert operations.verify(MODEL)["ok"]
+    events = [(entry["event"], entry["version"]) for entry in operations.history(MODEL)]
+    assert events[-5:] == [
+        ("retire", "1"),
+        ("alarm", "2"),
+        ("begin_rollback", "2"),
+        ("restore", "1"),
+        ("rolled_back", "2"),
+    ]
+
+
+def test_a_policy_may_leave_the_rollback_to_people(tmp_path: Path) -> None:
+    champion = _promote_first(tmp_path)
+    bad = make_evidence(tmp_path / "bad", story="overoptimized", weights="bad", champion_digest=champion)
+    _gate(tmp_path, bad)
+    operations.break_glass(MODEL, "2", actor="demo-operator", reason="because I can")
+    soak = make_evidence(tmp_path / "soak", story="overoptimized", weights="bad", reference_digest=champion)
+    policy = _write_policy(tmp_path, release={"auto_rollback": False})
+    result = _gate(tmp_path, soak, "soak-decision", candidate="", mode="live", policy=policy)
+    assert (result["verdict"], result["roll_back"]) == ("ROLLBACK", False)
+
+
+def test_good_soak_evidence_confirms_the_champion(tmp_path: Path) -> None:
+    _promote_first(tmp_path)
+    soak = make_evidence(tmp_path / "soak", weights="first", seed=3)
+    result = _gate(tmp_path, soak, "soak-decision", candidate="", history="", mode="live")
+    assert (result["verdict"], result["promote"], result["roll_back"]) == ("KEEP", False, False)
+    assert result["state"] == "CHAMPION"
+    head = open_office().ledger.view(MODEL).head
+    _gate(tmp_path, soak, "again", candidate="", history="", mode="live")
+    assert open_office().ledger.view(MODEL).head == head, "the same evidence twice is on the ledger once"
+
+
+def test_soak_evidence_about_another_model_is_an_error_and_moves_nothing(tmp_path: Path) -> None:
+    _promote_first(tmp_path)
+    soak = make_evidence(tmp_path / "soak", weights="somebody else", story="overoptimized")
+    result = _gate(tmp_path, soak, "soak-decision", candidate="", mode="live")
+    assert (result["verdict"], result["roll_back"]) == ("ERROR", False)
+    assert resolve_champion(MODEL) is not None
+
+
+def test_with_nothing_live_there_is_nothing_to_soak(tmp_path: Path) -> None:
+    with pytest.raises(PlumblineError, match="nothing is live"):
+        _gate(tmp_path, make_evidence(tmp_path / "e"), candidate="", mode="live")
+
+
+def test_the_champion_judged_again_is_judged_as_usual_and_promoted_already(tmp_path: Path) -> None:
+    _promote_first(tmp_path)
+    result = _gate(tmp_path, make_evidence(tmp_path / "again", weights="first", seed=2))
+    assert (result["verdict"], result["version"], result["state"]) == ("PROMOTE", "1", "SOAKING")
+    outcome = run_promote(decision=str(tmp_path / "decision"))
+    assert (outcome["promoted"], outcome["changed"]) == (True, False)
+    assert "champion already" in outcome["message"]
+
+
+def test_the_same_judgement_run_again_appends_nothing_and_decides_the_same(tmp_path: Path) -> None:
+    evidence = make_evidence(tmp_path / "good")
+    first = _gate(tmp_path, evidence)
+    head = open_office().ledger.view(MODEL).head
+    second = _gate(tmp_path, evidence, "decision-again")
+    assert second == first
+    assert open_office().ledger.view(MODEL).head == head
+
+
+def test_a_rejected_model_stays_rejected_whatever_the_evidence(tmp_path: Path) -> None:
+    evidence = make_evidence(tmp_path / "good")
+    _gate(tmp_path, evidence, policy="production")
+    reject(MODEL, "1", "carol", "it is rude")
+    result = _gate(tmp_path, make_evidence(tmp_path / "more", seed=4), "second")
+    assert (result["verdict"], result["state"], result["version"]) == ("BLOCK", "REJECTED", "1")
+    assert "carol" in " ".join(_decision(tmp_path, "second")["reasons"])
+
+
+def test_a_decision_that_newer_evidence_overtook_promotes_nothing(tmp_path: Path) -> None:
+    _gate(tmp_path, make_evidence(tmp_path / "good"), "old", policy="production")
+    _gate(tmp_path, make_evidence(tmp_path / "newer", seed=4), "new", policy="production")
+    with pytest.raises(PromotionError, match="not the latest verdict"):
+        run_promote(decision=str(tmp_path / "old"))
+
+
+@pytest.mark.parametrize("gone", ["evaluation", "evidence", "reward_model", "heldout_reward_model"])
+def test_missing_evidence_never_promotes(tmp_path: Path, gone: str) -> None:
+    evidence = make_evidence(tmp_path / "good")
+    result = _gate(tmp_path, evidence, **{gone: str(tmp_path / "nowhere")})
+    assert result["verdict"] in ("HOLD", "ERROR")
+    assert result["promote"] is False
+
+
+def test_an_unreadable_candidate_stops_the_gate_before_anything_is_written(tmp_path: Path) -> None:
+    evidence = make_evidence(tmp_path / "good")
+    (Path(evidence.candidate) / "model.safetensors").write_text("altered")
+    with pytest.raises(ArtifactError, match="altered"):
+        _gate(tmp_path, evidence)
+    assert not (tmp_path / "decision").exists()
+    assert open_office().ledger.view(MODEL).entries == []
+
+
+def test_who_acts_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUMBLINE_ACTOR", "trainer@cluster")
+    evidence = make_evidence(tmp_path / "good")
+    _gate(tmp_path, evidence)
+    assert operations.history(MODEL)[0]["actor"] == "trainer@cluster"
+    monkeypatch.setenv("PLUMBLINE_ACTOR", " ")
+    with pytest.raises(InputError, match="PLUMBLINE_ACTOR"):
+        _gate(tmp_path, evidence, "second")
+
+
+def test_the_shells_pass_everything_on(tmp_path: Path) -> None:
+    evidence = make_evidence(tmp_path / "good")
+    decision = SimpleNamespace(path=str(tmp_path / "decision"), metadata={})
+    inputs = {
+        name: SimpleNamespace(path=getattr(evidence, name)) for name in evidence.as_arguments() if name != "history"
+    }
+    verdict, promoted, rolled_back = shells.release_gate.python_func(
+        **inputs,
+        history=None,
+        decision=decision,
+        model_name=MODEL,
+        policy=_write_policy(tmp_path),
+        seed=0,
+        code_digest="c",
+    )
+    assert (verdict, promoted, rolled_back) == ("PROMOTE", True, False)
+    assert decision.metadata["version"] == "1"
+    assert shells.promote.python_func(decision=decision, code_digest="c") is True
+    assert "Version 1 stays champion" in shells.keep_champion.python_func(decision=decision, code_digest="c")

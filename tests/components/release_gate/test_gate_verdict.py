@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from tiny_release import make_case, make_evidence
+
+from components.release_gate.findings import Criterion, Finding
+from components.release_gate.offer import offer_checkpoint
+from components.release_gate.verdict import Verdict, decide
+
+CANDIDATE_FINDINGS = [Finding.PASS, Finding.NOT_APPLICABLE, Finding.HOLD, Finding.BLOCK, Finding.ERROR]
+
+
+def _make_criterion(finding: Finding, name: str = "human_preference.reference") -> Criterion:
+    return Criterion(name, finding, f"Because of {finding}.")
+
+
+def _verdict(*findings: Finding, live: bool = False, name: str = "human_preference.reference") -> Verdict:
+    return decide([_make_criterion(finding, name) for finding in findings], live=live).verdict
+
+
+@pytest.mark.parametrize("findings", list(itertools.combinations(CANDIDATE_FINDINGS, 2)))
+def test_the_worst_criterion_wins_for_a_candidate(findings: tuple[Finding, Finding]) -> None:
+    order = [Finding.ERROR, Finding.BLOCK, Finding.HOLD]
+    worst = next((finding for finding in order if finding in findings), None)
+    expected = Verdict.PROMOTE if worst is None else Verdict(str(worst))
+    assert _verdict(*findings) is expected
+    assert _verdict(*reversed(findings)) is expected
+
+
+def test_shown_harm_outranks_error_on_a_live_model() -> None:
+    assert _verdict(Finding.ERROR, Finding.BLOCK, live=True) is Verdict.ROLLBACK
+    assert _verdict(Finding.ERROR, Finding.ROLLBACK, Finding.HOLD, live=True) is Verdict.ROLLBACK
+    assert _verdict(Finding.ERROR, Finding.HOLD, live=True) is Verdict.ERROR
+    assert _verdict(Finding.HOLD, Finding.PASS, live=True) is Verdict.HOLD
+    assert _verdict(Finding.PASS, live=True) is Verdict.KEEP
+
+
+@pytest.mark.parametrize("name", ["reward_model.accuracy", "kl.sequence", "length_style", "raters.quality"])
+def test_a_live_model_is_not_rolled_back_for_how_it_was_trained(name: str) -> None:
+    assert _verdict(Finding.BLOCK, live=True, name=name) is Verdict.HOLD
+
+
+@pytest.mark.parametrize("name", ["human_preference.reference", "divergence.harm", "safety.share", "regression.harm"])
+def test_a_live_model_that_harms_people_is_rolled_back(name: str) -> None:
+    assert _verdict(Finding.BLOCK, live=True, name=name) is Verdict.ROLLBACK
+
+
+def test_nothing_judged_is_an_error_and_never_a_pass() -> None:
+    for live in (False, True):
+        assert decide([], live=live).verdict is Verdict.ERROR
+        assert _verdict(Finding.NOT_APPLICABLE, Finding.NOT_APPLICABLE, live=live) is Verdict.ERROR
+
+
+def test_reasons_name_the_heaviest_first_and_people_before_machines() -> None:
+    found = [
+        _make_criterion(Finding.HOLD, "length_style"),
+        _make_criterion(Finding.BLOCK, "kl.sequence"),
+        _make_criterion(Finding.BLOCK, "divergence.harm"),
+        _make_criterion(Finding.PASS, "raters.kind"),
+    ]
+    reasons = decide(found, live=False).reasons
+    assert [reason.split(":")[0] for reason in reasons] == [
+        "Blocked (divergence, harm)",
+        "Blocked (kl, sequence)",
+        "Evidence missing (length style)",
+    ]
+
+
+def test_an_earlier_checkpoint_is_offered_when_people_prefer_it(tmp_path: Path) -> None:
+    offer = offer_checkpoint(make_case(make_evidence(tmp_path, story="overoptimized")))
+    assert offer is not None
+    assert "step-0010" in offer
+    assert "fresh prompts" in offer
+
+
+def test_a_checkpoint_that_people_do_not_prefer_is_not_offered(tmp_path: Path) -> None:
+    def drop(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [row for row in rows if not str(row["comparison"]).startswith("step-")]
+
+    assert offer_checkpoint(make_case(make_evidence(tmp_path, edits={"outcomes.jsonl": drop}))) is None
