@@ -44,5 +44,6 @@ def ppo(
         seed=seed,
         settings=settings,
     )
-    candidate.metadata.update(summary)
-    history.metadata.update(summary)
+    known = {name: value for name, value in summary.items() if value is not None}
+    candidate.metadata.update(known)
+    history.metadata.update(known)

@@ -83,18 +83,23 @@ def run(
         store = CheckpointStore(folder.path / "resume", identity) if folder.durable else None
         _resume(trainer, store)
         _train(trainer, store, snapshots, tracking)
-        summary = summarise(trainer.history, chosen.kl, stop_reason=trainer.stop_reason)
         shared = {"inputs": digests, "settings": settings, "stage": "ppo"}
-        with write_artifact(output_history, "training_history", **shared) as draft:
-            write_jsonl(draft.path / "history.jsonl", trainer.history)
-            write_json(draft.path / "summary.json", summary)
-            draft.metadata.update(summary)
+        summary = _write_history(trainer, output_history, shared)
         with write_artifact(output_checkpoints, "policy_checkpoints", **shared) as draft:
             draft.metadata["steps"] = snapshots.copy_to(draft.path, before=trainer.updates)
         with write_artifact(output_policy, "policy", **shared) as draft:
             trainer.models.save_candidate(tokenizer, draft.path, origin=origin, step=trainer.updates)
             draft.metadata["step"] = trainer.updates
     return {**summary, "digest": read_artifact(output_policy, "policy").digest, "step": trainer.updates}
+
+
+def _write_history(trainer: PPOTrainer, output: str, shared: dict[str, Any]) -> dict[str, Any]:
+    summary = summarise(trainer.history, trainer.settings.kl, stop_reason=trainer.stop_reason)
+    with write_artifact(output, "training_history", **shared) as draft:
+        write_jsonl(draft.path / "history.jsonl", trainer.history)
+        write_json(draft.path / "summary.json", summary)
+        draft.metadata.update(summary)
+    return summary
 
 
 class _Snapshots:
