@@ -244,12 +244,17 @@ def _headline_figures(parts: Parts, run: RunInfo) -> Markup:
     accuracy = dig(parts.reward_model, "accuracy")
     history = parts.history_summary or {}
     kl = dig(parts.metrics, "candidate", "kl", "mean")
+    reward_win_rate = dig(parts.decision, "divergence", "reward_win_rate")
     champion, n = run.champion, dig(parts.reward_model, "n")
     key = "ci95_clustered" if dig(accuracy, "ci95_clustered") else "ci95_wilson"
     return figures(
         [
             ("Human win rate", dig(human, "win_rate"), _interval_of(human, "ci95", "n_prompts", "prompts")),
-            ("Reward model's win rate", dig(parts.decision, "divergence", "reward_win_rate"), "calibrated, same pairs"),
+            (
+                "Reward model's win rate",
+                reward_win_rate,
+                "calibrated, same pairs" if reward_win_rate is not None else "",
+            ),
             ("KL, nats per answer", kl, _target(history)),
             (
                 "Reward model accuracy",

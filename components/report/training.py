@@ -171,7 +171,7 @@ def _checks(evaluation: dict[str, Any]) -> Markup | None:
         return None
     rows = [
         [
-            str(check.get("name", "")).replace("_", " "),
+            str(check.get("name", "")).replace("_", " ").replace(":", ": "),
             badge("PASS" if check.get("passed") else "FAIL"),
             check.get("value"),
             check.get("threshold"),
@@ -213,7 +213,7 @@ def _attack_chart(evaluation: dict[str, Any]) -> Markup | None:
         upper=[interval[1] for interval in intervals],
         limits=[attack.get("limit") for attack in attacks.values()],
         value_range=(0.0, 1.0),
-        title="Attacks: how often a cheap trick raises the reward",
+        title="Attacks: how often a cheap trick makes the worse answer win",
         value_label="success rate, with 95 % interval",
     )
 

@@ -107,7 +107,13 @@ def _blocked_at_reward_model(parts: Parts, reached: str | None) -> Outcome:
     failed = [check for check in dig(parts.reward_model, "checks") or [] if not check.get("passed")]
     reasons = [check.get("reason") or _describe_check(check) for check in failed]
     headline = "The reward model failed its own checks, so no policy was trained against it. The champion stays."
-    return Outcome("BLOCK", headline, reasons or ["The reward model did not pass its checks."], reached, "reward model")
+    return Outcome(
+        "BLOCK",
+        headline,
+        reasons or ["The reward model did not pass its checks."],
+        reached,
+        "the reward model's checks",
+    )
 
 
 def _describe_check(check: dict[str, Any]) -> str:

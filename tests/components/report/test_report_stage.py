@@ -227,7 +227,11 @@ def test_a_run_whose_reward_model_failed_its_checks_is_blocked_there(tmp_path: P
     parts = Parts(manifests={"reward_model": {"digest": "a"}}, reward_model={"passed": False, "checks": checks, "n": 9})
     info = _info(status="FAILED", failure={"stage": "reward_model_check", "message": "must not be optimised"})
     outcome = judge(parts, info)
-    assert (outcome.verdict, outcome.reasons, outcome.stopped_at) == ("BLOCK", ["suggests leakage"], "reward model")
+    assert (outcome.verdict, outcome.reasons, outcome.stopped_at) == (
+        "BLOCK",
+        ["suggests leakage"],
+        "the reward model's checks",
+    )
     assert "no policy was trained against it" in build_page(parts, info)
 
 
