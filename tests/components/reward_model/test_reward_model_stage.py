@@ -61,19 +61,14 @@ def score(folder: Path, response: str) -> float:
     return rewards(load_reward_model(folder), tokenizer, [prompt], [answer]).item()
 
 
-@pytest.mark.parametrize(
-    ("policy", "parameterisation", "learning_rate"),
-    [("llama", "full", 0.005), ("llama", "lora", 0.02), ("gpt2", "lora", 0.02)],
-)
-def test_it_learns_what_people_prefer(world, tmp_path, policy, parameterisation, learning_rate):
-    metadata = run(
-        world, tmp_path / "rm", policy=policy, parameterisation=parameterisation, learning_rate=learning_rate
-    )
+@pytest.mark.parametrize(("parameterisation", "learning_rate"), [("full", 0.005), ("lora", 0.02)])
+def test_it_learns_what_people_prefer(world, tmp_path, parameterisation, learning_rate):
+    metadata = run(world, tmp_path / "rm", parameterisation=parameterisation, learning_rate=learning_rate, epochs=6)
 
     artifact = read_artifact(tmp_path / "rm", "reward_model")
     assert metadata["digest"] == artifact.digest
     assert metadata["accuracy"] > 0.75
-    assert metadata["steps"] == 39
+    assert metadata["steps"] == 78
     assert score(artifact.path, "good plan step .") > score(artifact.path, "bad plan step .")
     assert not artifact.path.joinpath("adapter_config.json").exists()
     evaluation, scale = read_json(artifact.file("evaluation.json")), read_json(artifact.file("reward.json"))
@@ -82,6 +77,11 @@ def test_it_learns_what_people_prefer(world, tmp_path, policy, parameterisation,
     assert scale["slope"] > 0
     assert scale["std"] > 0
     assert scale["train_split"] == "train"
+
+
+def test_with_adapters_the_new_score_head_is_trained_too(world, tmp_path):
+    run(world, tmp_path / "rm", policy="gpt2", parameterisation="lora", epochs=1)
+    assert load_reward_model(tmp_path / "rm").score.weight.abs().max() > 1e-3
 
 
 def test_the_second_reward_model_learns_from_its_own_split(world, tmp_path):

@@ -67,12 +67,12 @@ def make_policy(folder: Path, *, kind: str = "llama") -> str:
 
 def make_record(index: int, **overrides: Any) -> PreferenceRecord:
     randomness = random.Random(index)
-    filler = " ".join(["so"] * randomness.randrange(4))
+    before, after = (" ".join(["so"] * randomness.randrange(4)) for _ in range(2))
     fields = {
         "id": f"p{index}",
         "prompt": "how do i fix it" + " so" * (index % 7),
-        "chosen": f"{filler} {GOOD}".strip(),
-        "rejected": f"{BAD} {' '.join(['so'] * randomness.randrange(4))}".strip(),
+        "chosen": f"{before} {GOOD}".strip(),
+        "rejected": f"{after} {BAD}".strip(),
         "slice": "safe" if index % 3 else "unsafe",
         "rater": f"r{index % 2}",
         "source": "simulated",
