@@ -304,7 +304,7 @@ def _record(office: Office, model: str, subject: _Subject, judged: JudgedRelease
 
 def _decision(case: Case, judgement: Judgement, judged: JudgedRelease, model: str, version: str) -> dict[str, Any]:
     rules = case.policy
-    offer = offer_checkpoint(case) if judgement.verdict in (Verdict.BLOCK, Verdict.HOLD) and not case.live else None
+    offer = offer_checkpoint(case) if judgement.verdict is Verdict.BLOCK else None
     return {
         "verdict": str(judgement.verdict),
         "mode": case.mode,

@@ -35,12 +35,12 @@ def _write_policy(root: Path, **sections: Any) -> str:
     values: dict[str, Any] = {"extends": "demo", "name": "test", "divergence": {"bootstrap_draws": 200}}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
-    path = root / "policy.yaml"
+    path = root / ("-".join(["policy", *sections]) + ".yaml")
     path.write_text(yaml.safe_dump(values))
     return str(path)
 
 
-def _gate(root: Path, evidence: Evidence, name: str = "decision", **overrides: Any) -> dict[str, Any]:
+def _gate(root: Path, given: Evidence, name: str = "decision", **overrides: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "output": str(root / name),
         "mode": "candidate",
@@ -48,7 +48,7 @@ def _gate(root: Path, evidence: Evidence, name: str = "decision", **overrides: A
         "model_name": MODEL,
         "seed": 0,
     }
-    return run_gate(**evidence.as_arguments(**{**arguments, **overrides}))
+    return run_gate(**given.as_arguments(**{**arguments, **overrides}))
 
 
 def _promote_first(root: Path) -> str:

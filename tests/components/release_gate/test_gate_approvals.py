@@ -1,0 +1,111 @@
+"""People decide: approvals, rejections, and the glass."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_office import check_agreement, judge_weights, release_weights
+from tiny_release import MODEL
+
+from components.release_gate import operations
+from components.release_gate.approvals import ApprovalError, approve, reject
+from components.release_gate.office import Office
+from components.release_gate.promotion import break_glass, promote, rollback
+from components.release_gate.states import IllegalMoveError, State
+from components.release_gate.verdict import Verdict
+
+
+def test_two_people_approve_and_not_the_one_who_asked(office: Office, tmp_path: Path) -> None:
+    version = judge_weights(office, tmp_path, "one", approvals=2)
+    waiting = promote(MODEL, version, "pipeline", office=office)
+    assert (waiting.changed, waiting.state) == (False, State.AWAITING_APPROVAL)
+    assert "0 of 2" in waiting.message
+    with pytest.raises(ApprovalError, match="asked for this release"):
+        approve(MODEL, version, "Pipeline ", "mine", office=office)
+    assert approve(MODEL, version, "alice", "good", office=office) is State.AWAITING_APPROVAL
+    assert approve(MODEL, version, "Alice", "good again", office=office) is State.AWAITING_APPROVAL
+    assert approve(MODEL, version, "bob", "good too", office=office) is State.APPROVED
+    assert approve(MODEL, version, "bob", "good too", office=office) is State.APPROVED
+    assert promote(MODEL, version, "pipeline", office=office).changed
+    check_agreement(office, "1")
+
+
+def test_with_no_approval_needed_the_ledger_says_that_nobody_looked(office: Office, tmp_path: Path) -> None:
+    version = judge_weights(office, tmp_path, "one")
+    cleared = office.ledger.view(MODEL).last(version)
+    assert cleared is not None
+    assert cleared.actor == "policy production"
+    assert "no person looked" in cleared.reason
+    assert "APPROVED BY POLICY" in cleared.reason
+
+
+def test_new_evidence_voids_the_approvals(office: Office, tmp_path: Path) -> None:
+    version = judge_weights(office, tmp_path, "one", approvals=2)
+    approve(MODEL, version, "alice", "good", office=office)
+    assert judge_weights(office, tmp_path, "one", approvals=2, evidence="new") == version
+    assert approve(MODEL, version, "bob", "good", office=office) is State.AWAITING_APPROVAL
+
+
+def test_an_approval_for_another_champion_is_superseded(office: Office, tmp_path: Path) -> None:
+    release_weights(office, tmp_path, "one")
+    version = judge_weights(office, tmp_path, "late", approvals=1)
+    release_weights(office, tmp_path, "two")
+    with pytest.raises(ApprovalError, match="another one"):
+        approve(MODEL, version, "alice", "good", office=office)
+    assert office.ledger.view(MODEL).state(version) is State.SUPERSEDED
+
+
+def test_an_old_verdict_expires(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = judge_weights(office, tmp_path, "one", approvals=1)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz or UTC) + timedelta(days=15)
+
+    monkeypatch.setattr("components.release_gate.approvals.datetime", Later)
+    with pytest.raises(ApprovalError, match="valid until"):
+        approve(MODEL, version, "alice", "good", office=office)
+    assert office.ledger.view(MODEL).state(version) is State.EXPIRED
+
+
+def test_one_rejection_is_final(office: Office, tmp_path: Path) -> None:
+    version = judge_weights(office, tmp_path, "one", approvals=2)
+    approve(MODEL, version, "alice", "good", office=office)
+    assert reject(MODEL, version, "carol", "rude", office=office) is State.REJECTED
+    assert reject(MODEL, version, "carol", "rude", office=office) is State.REJECTED
+    for act in (approve, break_glass):
+        with pytest.raises(IllegalMoveError, match="final"):
+            act(MODEL, version, "bob", "but", office=office)
+    assert judge_weights(office, tmp_path, "one", approvals=2, evidence="new") == version
+    assert office.ledger.view(MODEL).state(version) is State.REJECTED
+
+
+@pytest.mark.parametrize(("actor", "reason"), [("", "why"), ("bob", ""), ("  ", "why"), ("bob", " ")])
+def test_breaking_the_glass_and_rolling_back_need_a_name_and_a_reason(
+    office: Office, tmp_path: Path, actor: str, reason: str
+) -> None:
+    blocked = judge_weights(office, tmp_path, "one", verdict=Verdict.BLOCK)
+    with pytest.raises(ApprovalError):
+        break_glass(MODEL, blocked, actor, reason, office=office)
+    with pytest.raises(ApprovalError):
+        rollback(MODEL, actor, reason, office=office)
+    check_agreement(office, None)
+
+
+def test_operations_answer_as_the_command_line_needs(office: Office, tmp_path: Path) -> None:
+    release_weights(office, tmp_path, "one")
+    version = judge_weights(office, tmp_path, "two", approvals=2)
+    first = operations.approve(MODEL, version, actor="alice", reason="good")
+    assert "1 of 2" in first["message"]
+    second = operations.approve(MODEL, version, actor="bob", reason="good")
+    assert second["message"] == "Version 2 is champion; version 1 is its predecessor."
+    back = operations.rollback(MODEL, actor="alice", reason="harm")
+    assert (back["version"], back["taken_back"]) == ("1", "2")
+    assert operations.verify(MODEL)["ok"]
+    assert {"sequence", "time", "version", "event", "from_state", "to_state", "actor", "reason"} <= set(
+        operations.history(MODEL)[0]
+    )
