@@ -17,7 +17,12 @@ from trl.trainer.reward_trainer import RewardTrainer
 from components.reward_model.pairs import Pair
 from components.reward_model.settings import RewardModelSettings
 from components.shared.hf_checkpoints import TrainingFolder
-from components.shared.hf_training import LengthGroupedBatches, lora_config, training_arguments
+from components.shared.hf_training import (
+    LengthGroupedBatches,
+    lora_config,
+    trained_weights_in_float32,
+    training_arguments,
+)
 
 __all__ = ["make_trainer", "training_rows"]
 
@@ -57,10 +62,12 @@ def make_trainer(
         max_length=None,
         center_rewards_coefficient=settings.center_rewards_coefficient or None,
     )
-    return _Trainer(
+    trainer = _Trainer(
         model=model,
         args=config,
         train_dataset=training_rows(pairs, settings),
         processing_class=tokenizer,
         peft_config=lora_config(settings, task_type="SEQ_CLS"),
     )
+    trained_weights_in_float32(trainer.model, settings)
+    return trainer

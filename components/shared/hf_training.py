@@ -39,6 +39,7 @@ __all__ = [
     "lora_config",
     "model_source_digest",
     "train_to_end",
+    "trained_weights_in_float32",
     "training_arguments",
     "weights_dtype",
 ]
@@ -159,6 +160,17 @@ def lora_config(settings: TrainingSettings, *, task_type: str) -> Any:
         target_modules=lora.target_modules,
         task_type=task_type,
     )
+
+
+def trained_weights_in_float32(model: Any, settings: TrainingSettings) -> None:
+    """With `dtype: auto`, lifts what is trained to float32 before the optimizer sees it.
+
+    peft does so for adapters but not for a new score head, which would learn in bfloat16 beside a bfloat16 backbone.
+    """
+    if settings.dtype == "auto":
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from tiny_pairs import make_dataset, make_pairs, make_policy, make_record, make_
 
 from components.reward_model import stage
 from components.reward_model.settings import RewardModelSettings
-from components.reward_model.train import training_rows
+from components.reward_model.train import make_trainer, training_rows
 from components.shared import hf_training
 from components.shared.artifacts import read_artifact
 from components.shared.errors import InputError
 from components.shared.files import read_json, read_jsonl, sha256_file
-from components.shared.hf_checkpoints import CHECKPOINTS_VARIABLE
+from components.shared.hf_checkpoints import CHECKPOINTS_VARIABLE, TrainingFolder
 from components.shared.models import encode_prompt, encode_response, load_reward_model, load_tokenizer
 from components.shared.scoring import rewards
 
@@ -82,6 +82,24 @@ def test_it_learns_what_people_prefer(world, tmp_path, parameterisation, learnin
 def test_with_adapters_the_new_score_head_is_trained_too(world, tmp_path):
     run(world, tmp_path / "rm", policy="gpt2", parameterisation="lora", epochs=1)
     assert load_reward_model(tmp_path / "rm").score.weight.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+def test_mixed_precision_trains_what_it_trains_in_float32(world, tmp_path, monkeypatch, parameterisation):
+    monkeypatch.setattr(hf_training, "pick_dtype", lambda device: torch.bfloat16)
+    settings = make_parsed_settings(parameterisation=parameterisation, gradient_checkpointing=True)
+    model = load_reward_model(world / "llama", dtype=hf_training.weights_dtype(settings))
+    pairs = make_pairs(tmp_path, make_records(16), settings)
+    trainer = make_trainer(
+        model, make_tokenizer(), pairs, settings, folder=TrainingFolder(tmp_path, durable=False), seed=0
+    )
+    assert trainer.args.bf16
+    trained = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
+    frozen = {parameter.dtype for parameter in trainer.model.parameters() if not parameter.requires_grad}
+    assert trained == {torch.float32}
+    assert frozen == ({torch.bfloat16} if parameterisation == "lora" else set())
+    trainer.train()
+    assert torch.isfinite(torch.tensor(trainer.state.log_history[0]["loss"]))
 
 
 def test_the_second_reward_model_learns_from_its_own_split(world, tmp_path):
