@@ -159,7 +159,8 @@ class Watcher:
             self._bars.update(step.task_id, total=1, completed=1, seconds=seconds, figures=step.figures)
         if not self.console.is_terminal:
             mark = "✗" if failed else "✓"
-            self.console.print(f"  {mark} {step.name:<24} {seconds:>6}  {step.figures}", highlight=False, markup=False)
+            line = f"  {mark} {step.name:<24} {seconds:>6}  {step.figures}".rstrip()
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _CacheHits(logging.Handler):

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as hf_logging
 
 from components.demo_world import vocabulary as words
 from components.demo_world.answers import every_answer
@@ -148,6 +149,7 @@ def save_model_folder(folder: str | Path, *, seed: int, shape: Shape = "llama", 
         shape: "llama" or "gpt2".
         **sizes: Sizes of `make_model`.
     """
+    hf_logging.disable_progress_bar()
     tokenizer = make_tokenizer()
     make_model(tokenizer, seed=seed, shape=shape, **sizes).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))

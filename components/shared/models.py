@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as hf_logging
 
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json, write_json
@@ -49,6 +50,10 @@ __all__ = [
 ]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_NEW_HEAD = "score.weight"
+
+hf_logging.disable_progress_bar()  # a step reports its own progress
+hf_logging.set_verbosity_error()  # what a load lacks is checked below, not left to a warning
 
 
 def pick_device() -> torch.device:
@@ -198,11 +203,20 @@ def _load_weights(model_class: Any, source: str | Path, **options: Any) -> Any:
     _load_config(source)
     _require_weights(source)
     try:
-        return model_class.from_pretrained(str(source), use_safetensors=True, **options)
+        model, found = model_class.from_pretrained(
+            str(source), use_safetensors=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"cannot be loaded as {model_class.__name__}: {first_line(error)}", where=str(source)
         ) from error
+    if missing := sorted(set(found["missing_keys"]) - {_NEW_HEAD}):
+        raise InputError(
+            f"the weights lack {len(missing)} tensors, {missing[0]!r} among them; they would start at random.",
+            where=str(source),
+            hint="Save the whole model.",
+        )
+    return model
 
 
 def _require_weights(source: str | Path) -> None:
