@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import components  # noqa: F401  (telemetry off, before any library loads)
+
 for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}.items():
     os.environ.setdefault(_name, _value)
 
@@ -15,7 +17,6 @@ for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OF
 @pytest.fixture(scope="session")
 def migrated_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database; making one takes seconds, copying it takes none."""
-    import components  # noqa: F401  (telemetry off, before mlflow loads)
     from mlflow.tracking import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"

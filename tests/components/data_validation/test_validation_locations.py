@@ -13,11 +13,11 @@ from xml.sax.saxutils import escape
 import pytest
 from tiny_validation import write_rows
 
-from components.shared.locations import data_digest, open_location, parse_hub_address
 from components.data_validation.sources import read_rows
 from components.shared.artifacts import write_artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import write_json
+from components.shared.locations import data_digest, open_location, parse_hub_address
 
 Store = dict[str, bytes]
 
