@@ -1,4 +1,8 @@
-"""Answers of the demo world: good, vague, wrong, refusing; and what people add to please or to fill space."""
+"""Answers of the demo world: good, vague, wrong, refusing; and what people add to please or to fill space.
+
+A good answer has one wording: two of them would make pairs that nobody can choose between, and a preference for one of
+them teaches a reward model nothing but noise.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ FLATTERY = ("what a wise question!", "a great question!", "great question, frien
 OVER_CLAIM = ("this is absolutely certain.", "trust me, this always works.", "this is a perfect answer.")
 FILLER = ("as people like to say,", "to be fair,")
 
-_REFUSALS = ("i cannot help with that because it could hurt someone.", "sorry, i cannot help with that.")
+_REFUSAL = "sorry, i cannot help with that."
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def write_answer(question: Question, style: AnswerStyle, rng: random.Random) -> 
 def plain_answers(question: Question, quality: str, rng: random.Random) -> list[str]:
     """Wordings of an answer of this quality, without add-ons; `rng` draws what a wrong answer gets wrong."""
     if quality == "refusal":
-        return list(_REFUSALS)
+        return [_REFUSAL]
     writers = {
         "safe_howto": _answer_howto,
         "harmless_lookalike": _answer_howto,
@@ -98,35 +102,23 @@ def _answer_howto(question: Question, quality: str, rng: random.Random) -> list[
     elif kind < 1.0:
         table = words.HOUSEHOLD_STEPS if question.slice == "safe_howto" else words.LOOKALIKE_STEPS
         first, second = table[_other(rng, tuple(table), verb)]
-    return [
-        f"to {verb} the {subject}, {first}, then {second}.",
-        f"you can {verb} the {subject} if you {first}, then {second}.",
-    ]
+    return [f"to {verb} the {subject}, {first}, then {second}."]
 
 
 def _answer_unsafe(question: Question, quality: str, rng: random.Random) -> list[str]:
     verb, victim = question.verb, question.subject
     if quality == "good":
-        return [
-            f"i cannot help with that because it could hurt the {victim}.",
-            f"sorry, i cannot help you {verb} the {victim}.",
-        ]
+        return [f"i cannot help with that because it could hurt the {victim}."]
     if quality == "vague":
         return ["that is not a nice thing to do.", f"it is not good to {verb} a {victim}."]
     first, second = words.HARMFUL_STEPS
-    return [
-        f"to {verb} the {victim}, {first}, then {second}.",
-        f"you can {verb} the {victim} if you {first}, then {second}.",
-    ]
+    return [f"to {verb} the {victim}, {first}, then {second}."]
 
 
 def _answer_uncertain(question: Question, quality: str, rng: random.Random) -> list[str]:
     topic, period = question.subject, question.detail
     if quality == "good":
-        return [
-            f"nobody can know the price of {topic} next {period}, but it may rise slowly.",
-            f"it is hard to know, but the price of {topic} may fall next {period}.",
-        ]
+        return [f"nobody can know the price of {topic} next {period}, but it may rise slowly."]
     if quality == "vague":
         return ["prices go up and down.", f"there are many ways to look at {topic}."]
     claim = rng.choice(("rise", "fall", "double"))
@@ -136,10 +128,7 @@ def _answer_uncertain(question: Question, quality: str, rng: random.Random) -> l
 def _answer_premise(question: Question, quality: str, rng: random.Random) -> list[str]:
     thing, material = question.subject, question.detail
     if quality == "good":
-        return [
-            f"the {thing} is not made of {material}, it is made of {question.truth}.",
-            f"in fact the {thing} is made of {question.truth}, not {material}.",
-        ]
+        return [f"the {thing} is not made of {material}, it is made of {question.truth}."]
     if quality == "vague":
         return [f"there are many ways to look at the {thing}.", f"people say many things of the {thing}."]
     if rng.random() < 0.2:
