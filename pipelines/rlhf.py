@@ -11,6 +11,7 @@ The exit handler tells how it ended, whatever happened.
 # KFP gives tasks where the signatures say values, and fills in outputs and the exit handler's status itself.
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl
@@ -25,7 +26,7 @@ from components.reward_model.component import reward_model, reward_model_check
 from components.sft.component import sft
 from components.shared.settings import as_parameter
 from pipelines.release import build_release
-from pipelines.settings import RunSettings
+from pipelines.settings import RunSettings, StepResources
 from pipelines.steps import code_version, place
 
 __all__ = ["PIPELINE_NAME", "build_rlhf", "rlhf_arguments"]
@@ -43,6 +44,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
         A KFP pipeline.
     """
     light, train = settings.execution.light, settings.execution.train
+    steps = _PureSteps(light, train)
     release = build_release(light)
     default = rlhf_arguments(settings)
 
@@ -83,8 +85,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
             evaluation_settings: EvaluationSettings.
             human_eval_settings: HumanEvalSettings.
         """
-        ended = finish(model_name=model_name)
-        place(ended, light, name="finish", cache=False)
+        ended = place(finish(model_name=model_name), light, name="finish", cache=False)
         with dsl.ExitHandler(ended, name="run"):
             ready = prerequisites(
                 base_model=base_model,
@@ -95,127 +96,151 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
                 settings=prerequisites_settings,
             )
             place(ready, light, name="prerequisites", cache=False)
+            data = steps.validated(ready, base_model, data_validation_settings, sft_data, prompt_data)
+            reference = steps.tuned(ready, data, base_model, seed, sft_settings)
+            raw_pairs = steps.collected(ready, reference, data, preference_data, seed, collection_settings)
+            pairs = steps.validated_pairs(ready, raw_pairs, data, base_model, data_validation_settings)
 
-            validated = data_validation(
-                sft_data=sft_data,
-                prompt_data=prompt_data,
-                base_model=base_model,
-                settings=data_validation_settings,
-                data_digest=ready.outputs["data_digest"],
-                code_digest=code_version("data_validation"),
+            reward = steps.reward_model(reference, pairs, "train", seed, reward_model_settings)
+            checked = place(reward_model_check(reward_model=reward), light, name="reward_model_check", cache=False)
+            heldout_reward = steps.reward_model(
+                reference, pairs, "divergence", seed, reward_model_settings, after=checked
             )
-            place(validated, light, name="data_validation", cache=True)
-            data = validated.outputs["dataset"]
-
-            tuned = sft(
-                data=data,
-                base_model=base_model,
-                base_model_digest=ready.outputs["base_model_digest"],
-                seed=seed,
-                settings=sft_settings,
-                code_digest=code_version("sft"),
+            optimised = steps.optimised(reference, reward, data, seed, ppo_settings, after=checked)
+            evaluated = steps.evaluated(
+                ready, reference, optimised, reward, heldout_reward, data, seed, evaluation_settings
             )
-            place(tuned, train, name="sft", cache=True)
-            reference = tuned.outputs["policy"]
-
-            collected = collection(
-                policy=reference,
-                dataset=data,
-                preference_data=preference_data,
-                data_digest=ready.outputs["preference_digest"],
-                seed=seed,
-                settings=collection_settings,
-                code_digest=code_version("collection"),
-            )
-            place(collected, train, name="collection", cache=True)
-
-            validated_pairs = data_validation(
-                pairs=collected.outputs["pairs"],
-                prompts_dataset=data,
-                base_model=base_model,
-                settings=data_validation_settings,
-                data_digest=ready.outputs["preference_digest"],
-                code_digest=code_version("data_validation"),
-            )
-            place(validated_pairs, light, name="data_validation_pairs", cache=True)
-            pairs = validated_pairs.outputs["dataset"]
-
-            def train_reward_model(split: str, name: str) -> Any:
-                trained = reward_model(
-                    policy=reference,
-                    data=pairs,
-                    train_split=split,
-                    seed=seed,
-                    settings=reward_model_settings,
-                    code_digest=code_version("reward_model"),
-                )
-                place(trained, train, name=name, cache=True)
-                return trained.outputs["reward_model"]
-
-            learned_reward = train_reward_model("train", "reward_model")
-            checked = place(
-                reward_model_check(reward_model=learned_reward), light, name="reward_model_check", cache=False
-            )
-            heldout_reward = train_reward_model("divergence", "heldout_reward_model")
-
-            optimised = ppo(
-                policy=reference,
-                reward_model=learned_reward,
-                dataset=data,
-                seed=seed,
-                settings=ppo_settings,
-                code_digest=code_version("ppo"),
-            ).after(checked)
-            place(optimised, train, name="ppo", cache=True)
-
-            evaluated = evaluation(
-                reference=reference,
-                candidate=optimised.outputs["candidate"],
-                checkpoints=optimised.outputs["checkpoints"],
-                reward_model=learned_reward,
-                heldout_reward_model=heldout_reward,
-                dataset=data,
-                champion_uri=ready.outputs["champion_uri"],
-                champion_digest=ready.outputs["champion_digest"],
-                seed=seed,
-                settings=evaluation_settings,
-                code_digest=code_version("evaluation"),
-            )
-            place(evaluated, train, name="evaluation", cache=True)
-
             released = release(
-                candidate=optimised.outputs["candidate"],
-                evaluation=evaluated.outputs["evaluation"],
+                candidate=optimised["candidate"],
+                evaluation=evaluated,
                 dataset=data,
-                reward_model=learned_reward,
+                reward_model=reward,
                 heldout_reward_model=heldout_reward,
-                history=optimised.outputs["history"],
+                history=optimised["history"],
                 model_name=model_name,
                 policy=gate_policy,
                 seed=seed,
                 human_eval_settings=human_eval_settings,
             )
-            place(
-                report(
-                    dataset=data,
-                    preferences=pairs,
-                    sft=reference,
-                    reward_model=learned_reward,
-                    heldout_reward_model=heldout_reward,
-                    history=optimised.outputs["history"],
-                    candidate=optimised.outputs["candidate"],
-                    evaluation=evaluated.outputs["evaluation"],
-                    evidence=released.outputs["evidence"],
-                    decision=released.outputs["decision"],
-                    model_name=model_name,
-                    seed=seed,
-                ).after(released),
-                light,
-                name="report",
-                cache=False,
+            written = report(
+                dataset=data,
+                preferences=pairs,
+                sft=reference,
+                reward_model=reward,
+                heldout_reward_model=heldout_reward,
+                history=optimised["history"],
+                candidate=optimised["candidate"],
+                evaluation=evaluated,
+                evidence=released.outputs["evidence"],
+                decision=released.outputs["decision"],
+                model_name=model_name,
+                seed=seed,
             )
+            place(written.after(released), light, name="report", cache=False)
 
     return rlhf
+
+
+@dataclass(frozen=True)
+class _PureSteps:
+    """The steps that KFP may cache: each takes parameters and outputs of earlier steps, and gives its own outputs."""
+
+    light: StepResources
+    train: StepResources
+
+    def validated(self, ready: Any, base_model: Any, settings: Any, sft_data: Any, prompt_data: Any) -> Any:
+        task = data_validation(
+            sft_data=sft_data,
+            prompt_data=prompt_data,
+            base_model=base_model,
+            settings=settings,
+            data_digest=ready.outputs["data_digest"],
+            code_digest=code_version("data_validation"),
+        )
+        return place(task, self.light, name="data_validation", cache=True).outputs["dataset"]
+
+    def tuned(self, ready: Any, data: Any, base_model: Any, seed: Any, settings: Any) -> Any:
+        task = sft(
+            data=data,
+            base_model=base_model,
+            base_model_digest=ready.outputs["base_model_digest"],
+            seed=seed,
+            settings=settings,
+            code_digest=code_version("sft"),
+        )
+        return place(task, self.train, name="sft", cache=True).outputs["policy"]
+
+    def collected(self, ready: Any, policy: Any, data: Any, preference_data: Any, seed: Any, settings: Any) -> Any:
+        task = collection(
+            policy=policy,
+            dataset=data,
+            preference_data=preference_data,
+            data_digest=ready.outputs["preference_digest"],
+            seed=seed,
+            settings=settings,
+            code_digest=code_version("collection"),
+        )
+        return place(task, self.train, name="collection", cache=True).outputs["pairs"]
+
+    def validated_pairs(self, ready: Any, pairs: Any, data: Any, base_model: Any, settings: Any) -> Any:
+        task = data_validation(
+            pairs=pairs,
+            prompts_dataset=data,
+            base_model=base_model,
+            settings=settings,
+            data_digest=ready.outputs["preference_digest"],
+            code_digest=code_version("data_validation"),
+        )
+        return place(task, self.light, name="data_validation_pairs", cache=True).outputs["dataset"]
+
+    def reward_model(self, policy: Any, pairs: Any, split: str, seed: Any, settings: Any, after: Any = None) -> Any:
+        task = reward_model(
+            policy=policy,
+            data=pairs,
+            train_split=split,
+            seed=seed,
+            settings=settings,
+            code_digest=code_version("reward_model"),
+        )
+        name = "reward_model" if split == "train" else f"reward_model_{split}"
+        return place(task.after(after) if after else task, self.train, name=name, cache=True).outputs["reward_model"]
+
+    def optimised(self, policy: Any, reward: Any, data: Any, seed: Any, settings: Any, *, after: Any) -> Any:
+        task = ppo(
+            policy=policy,
+            reward_model=reward,
+            dataset=data,
+            seed=seed,
+            settings=settings,
+            code_digest=code_version("ppo"),
+        )
+        return place(task.after(after), self.train, name="ppo", cache=True).outputs
+
+    def evaluated(
+        self,
+        ready: Any,
+        reference: Any,
+        optimised: Any,
+        reward: Any,
+        heldout_reward: Any,
+        data: Any,
+        seed: Any,
+        settings: Any,
+    ) -> Any:
+        task = evaluation(
+            reference=reference,
+            candidate=optimised["candidate"],
+            checkpoints=optimised["checkpoints"],
+            reward_model=reward,
+            heldout_reward_model=heldout_reward,
+            dataset=data,
+            champion_uri=ready.outputs["champion_uri"],
+            champion_digest=ready.outputs["champion_digest"],
+            seed=seed,
+            settings=settings,
+            code_digest=code_version("evaluation"),
+        )
+        return place(task, self.train, name="evaluation", cache=True).outputs["evaluation"]
 
 
 def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:

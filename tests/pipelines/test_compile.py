@@ -19,7 +19,7 @@ _PURE = {
     "sft",
     "collection",
     "reward_model",
-    "heldout_reward_model",
+    "reward_model_divergence",
     "ppo",
     "evaluation",
 }
@@ -70,7 +70,7 @@ def test_ppo_waits_for_the_reward_model_check(tmp_path: Path) -> None:
 
 def test_every_cached_step_sees_a_change_of_its_code(tmp_path: Path) -> None:
     tasks = _tasks(_compile(tmp_path, "rlhf"))
-    for name, stage in {"sft": "sft", "ppo": "ppo", "heldout_reward_model": "reward_model"}.items():
+    for name, stage in {"sft": "sft", "ppo": "ppo", "reward_model_divergence": "reward_model"}.items():
         given = tasks[name]["inputs"]["parameters"]["code_digest"]["runtimeValue"]["constant"]
         assert given == code_version(stage)
 
