@@ -1,11 +1,13 @@
 """`plumbline`: the command line.
 
 Every command answers `--help`; those that tell something take `--json`. Heavy modules are imported by the command that
-needs them, so that help comes at once. Exit status: 0 done, 1 a step or the run failed, 2 wrong use or input.
+needs them, so that help comes at once. Exit status: 0 done (whatever the gate's verdict: PROMOTE, HOLD, BLOCK, KEEP or
+ROLLBACK), 1 a step failed or the gate could not judge (ERROR), 2 wrong use or input.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -37,6 +39,14 @@ def main() -> None:
         cli(standalone_mode=True)
     except PlumblineError as error:
         click.echo(f"Error: {error}", err=True)
+        sys.exit(_EXIT_INPUT)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        click.echo(
+            f"Error: {error.filename or 'writing'}: {error.strerror}. Free some space or give another --workspace.",
+            err=True,
+        )
         sys.exit(_EXIT_INPUT)
 
 
@@ -73,13 +83,14 @@ def run(settings_file: str, seed: int | None, as_json: bool) -> None:
     "--run", "run_id", default=None, help="The run that released the live model; default: found by the ledger."
 )
 @click.option("--model", "model_name", required=True, help="Registered model.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of sampling and raters; default: another one each time.")
 @_workspace
 @_as_json
-def soak(run_id: str | None, model_name: str, workspace: str, as_json: bool) -> None:
+def soak(run_id: str | None, model_name: str, seed: int | None, workspace: str, as_json: bool) -> None:
     """Collect fresh human evidence on the live model, and roll back if it shows harm."""
     from pipelines.runs import run_soak
 
-    _finish(run_soak(workspace, model_name, run_id=run_id, console=_console()), as_json)
+    _finish(run_soak(workspace, model_name, run_id=run_id, seed=seed, console=_console()), as_json)
 
 
 @cli.command()
@@ -187,6 +198,43 @@ def approve(model: str, version: str, reason: str, actor: str | None, workspace:
     _tell(result, as_json)
 
 
+@cli.command()
+@click.argument("model")
+@click.argument("version")
+@_reason
+@_actor
+@_workspace
+@_as_json
+def reject(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
+    """Reject VERSION of MODEL, for good."""
+    result = _with_gate(workspace, lambda gate: gate.reject(model, version, actor=_who(actor), reason=reason))
+    _tell(result, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("version")
+@_reason
+@_actor
+@_workspace
+@_as_json
+def abandon(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
+    """Give up a promotion of VERSION that was begun and cannot be ended; the champion stays."""
+    result = _with_gate(workspace, lambda gate: gate.abandon(model, version, actor=_who(actor), reason=reason))
+    _tell(result, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@_workspace
+@_as_json
+def repair(model: str, workspace: str, as_json: bool) -> None:
+    """Make MLflow's aliases of MODEL what the ledger says."""
+    result = _with_gate(workspace, lambda gate: gate.repair(model))
+    result["message"] = "\n".join(result["changed"]) or f"{model}: the aliases agree with the ledger."
+    _tell(result, as_json)
+
+
 @cli.command("break-glass")
 @click.argument("model")
 @click.argument("version")
@@ -247,7 +295,7 @@ def _finish(result: Any, as_json: bool) -> None:
         from pipelines.verdict import describe
 
         describe(result, _console())
-    sys.exit(_EXIT_FAILED if result.failure else 0)
+    sys.exit(_EXIT_FAILED if result.failure or result.summary["verdict"] == "ERROR" else 0)
 
 
 def _tell(result: dict[str, Any], as_json: bool) -> None:
@@ -265,10 +313,11 @@ def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*columns, box=box.SIMPLE)
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+    for row in rows:  # as text: what a person wrote is not markup
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from components.shared.code_version import code_version
 from components.shared.errors import InputError
 from components.shared.files import read_json, write_json
 from pipelines.local import RunResult
@@ -50,7 +51,7 @@ def run_demo(scenario: str, *, seed: int, workspace: str, console: Console) -> R
 def demo_settings(scenario: str, *, seed: int, workspace: str) -> RunSettings:
     """The shipped settings of a scenario, for a seed and a workspace."""
     shipped = load_run_settings(_SETTINGS[scenario])
-    world = Path(workspace) / f"world-{seed}"
+    world = Path(workspace) / f"world-{seed}-{code_version('demo_world')[:8]}"
     return shipped.model_copy(
         update={
             "seed": seed,

@@ -73,6 +73,7 @@ def run_local(
 
     Raises:
         PlumblineError: The workspace cannot be used.
+        SystemExit: SIGTERM or Ctrl-C came; the step's checkpoint and the run's report are written first.
     """
     workspace = Workspace(settings.execution.workspace)
     run = workspace.new_run(name)
@@ -82,7 +83,7 @@ def run_local(
     watcher = Watcher(run.progress, console)
     with (
         workspace.environment(run, threads=settings.execution.threads_per_step),
-        _children_end_with_us(),
+        _signals_to_the_step() as signals,
         watcher,
     ):
         failed = _execute(workspace, run, pipeline, arguments)
@@ -92,6 +93,9 @@ def run_local(
     timing = {"seconds": watcher.seconds(), "seconds_total": round(time.time() - started, 2)}
     with workspace.environment(run, threads=settings.execution.threads_per_step):
         _write_report(settings, run, artifacts, failure, timing)
+    if signals:
+        console.print(f"Interrupted. Run the same command again to go on from the last checkpoint. Log: {run.log}")
+        raise SystemExit(128 + signals[0])
     return RunResult(run, read_json(run.summary), failure)
 
 
@@ -123,25 +127,36 @@ def _execute(workspace: Workspace, run: RunFolder, pipeline: Callable[..., Any],
 
 
 @contextlib.contextmanager
-def _children_end_with_us() -> Iterator[None]:
-    """SIGTERM to the runner is passed on to the step that runs, which saves its checkpoint and ends."""
+def _signals_to_the_step() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C end the step that runs, which saves its checkpoint first; the run then ends in good order.
+
+    A second signal ends the runner at once.
+
+    Yields:
+        The signals that came, in order.
+    """
     import psutil
 
+    received: list[int] = []
+
     def pass_on(number: int, _frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise SystemExit(128 + number)
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.send_signal(number)
-        raise SystemExit(128 + number)
+                child.send_signal(signal.SIGTERM)
 
     try:
-        before = signal.signal(signal.SIGTERM, pass_on)
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # not the main thread: signals are the caller's business
-        yield
+        yield received
         return
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _failure_from_log(log: Path) -> Failure:

@@ -57,6 +57,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
         preference_data: str = default["preference_data"],
         seed: int = default["seed"],
         gate_policy: str = default["gate_policy"],
+        plug_ins: list = default["plug_ins"],
         prerequisites_settings: dict = default["prerequisites_settings"],
         data_validation_settings: dict = default["data_validation_settings"],
         sft_settings: dict = default["sft_settings"],
@@ -76,6 +77,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
             preference_data: Preference pairs; empty when this run collects them.
             seed: Seed of every step.
             gate_policy: `production`, `demo`, or a policy file.
+            plug_ins: `module:attribute` names that steps load; checked first.
             prerequisites_settings: PrerequisitesSettings.
             data_validation_settings: DataValidationSettings.
             sft_settings: SFTSettings.
@@ -93,9 +95,10 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
                 prompt_data=prompt_data,
                 preference_data=preference_data,
                 model_name=model_name,
+                plug_ins=plug_ins,
                 settings=prerequisites_settings,
             )
-            place(ready, light, name="prerequisites", cache=False)
+            place(ready, train if settings.prerequisites.require_gpu else light, name="prerequisites", cache=False)
             data = steps.validated(ready, base_model, data_validation_settings, sft_data, prompt_data)
             reference = steps.tuned(ready, data, base_model, seed, sft_settings)
             raw_pairs = steps.collected(ready, reference, data, preference_data, seed, collection_settings)
@@ -258,6 +261,7 @@ def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:
         "preference_data": data.preferences,
         "seed": settings.seed,
         "gate_policy": settings.release_gate.policy,
+        "plug_ins": settings.plug_ins,
         "prerequisites_settings": section("prerequisites"),
         "data_validation_settings": section("data_validation"),
         "sft_settings": section("sft"),

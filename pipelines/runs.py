@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from components.shared.errors import InputError
@@ -27,13 +29,17 @@ def run_rlhf(settings: RunSettings, *, console: Console) -> RunResult:
     return run_local(settings, build_rlhf(settings), rlhf_arguments(settings), name=settings.name, console=console)
 
 
-def run_soak(workspace: str, model_name: str, *, run_id: str | None = None, console: Console) -> RunResult:
+def run_soak(
+    workspace: str, model_name: str, *, run_id: str | None = None, seed: int | None = None, console: Console
+) -> RunResult:
     """Runs the soak pipeline on the live model.
 
     Args:
         workspace: Folder of local runs.
         model_name: Registered model.
         run_id: The run that made the live model; None finds it by the ledger.
+        seed: Of sampling and raters. None draws another one each time: the same seed would ask the same questions about
+            the same answers, and find the votes that are there already.
         console: Where progress is drawn.
 
     Raises:
@@ -53,6 +59,7 @@ def run_soak(workspace: str, model_name: str, *, run_id: str | None = None, cons
     settings = load_run_settings(str(released_by.settings))
     settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})
     arguments = soak_arguments(settings, artifacts=read_json(released_by.path / "artifacts.json"))
+    arguments["seed"] = secrets.randbelow(2**31) if seed is None else seed
     return run_local(settings, build_soak(settings), arguments, name=f"{settings.name}-soak", console=console)
 
 
@@ -64,13 +71,21 @@ def workspace_status(workspace: str) -> dict[str, Any]:
     if not root.root.is_dir():
         raise InputError("no such workspace.", where=workspace, hint="`plumbline run` makes it, or give --workspace.")
     runs = root.runs()
-    names = sorted({load_run_settings(str(run.settings)).model_name for run in runs})
+    names = sorted({name for run in runs if (name := _model_name(run))})
     with root.services():
         champions = {name: resolve_champion(name) for name in names}
     return {
         "runs": [_describe(run) for run in runs],
         "models": [{"model": name, "champion": found.version if found else None} for name, found in champions.items()],
     }
+
+
+def _model_name(run: RunFolder) -> str | None:
+    """The model of a run, also of one whose settings an older version wrote."""
+    try:
+        return yaml.safe_load(run.settings.read_text(encoding="utf-8")).get("model_name")
+    except (OSError, yaml.YAMLError, AttributeError):
+        return None
 
 
 def _describe(run: RunFolder) -> dict[str, Any]:

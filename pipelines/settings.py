@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.collection.settings import CollectionSettings
 from components.data_validation.settings import DataValidationSettings
 from components.evaluation.settings import EvaluationSettings
-from components.human_eval.settings import HumanEvalSettings
+from components.human_eval.settings import PEOPLE, HumanEvalSettings
 from components.ppo.settings import PPOSettings
 from components.prerequisites.settings import PrerequisitesSettings
+from components.release_gate.policy import load_policy_file
 from components.reward_model.settings import RewardModelSettings
 from components.sft.settings import SFTSettings
-from components.shared.errors import InputError
+from components.shared.errors import InputError, PlumblineError
 from components.shared.settings import StrictModel, load_settings
 
 __all__ = [
@@ -47,6 +48,16 @@ class ReleaseGateSettings(StrictModel):
     """Which policy judges."""
 
     policy: str = Field(default="production", description="`production`, `demo`, or a policy file.")
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_is_valid(cls, policy: str) -> str:
+        """A faulty policy is found before a GPU hour is spent, not after the last one."""
+        try:
+            load_policy_file(policy)
+        except PlumblineError as error:
+            raise ValueError(str(error)) from error
+        return policy
 
 
 class SoakSettings(StrictModel):
@@ -111,6 +122,13 @@ class RunSettings(StrictModel):
     release_gate: ReleaseGateSettings = ReleaseGateSettings()
     soak: SoakSettings = SoakSettings()
     execution: ExecutionSettings = ExecutionSettings()
+
+    @property
+    def plug_ins(self) -> list[str]:
+        """Every `module:attribute` that a step will load."""
+        panels = {self.human_eval.panel, self.soak.human_eval.panel} - {PEOPLE}
+        raters = {self.collection.raters} if self.collection.raters else set()
+        return sorted(panels | raters)
 
     @model_validator(mode="after")
     def _preferences_have_a_source(self) -> RunSettings:

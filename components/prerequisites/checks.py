@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from components.shared.errors import InputError, PlumblineError
@@ -15,6 +16,7 @@ __all__ = [
     "check_database",
     "check_disk",
     "check_gpu",
+    "check_ledger_anchor",
     "check_plug_in",
     "check_tracking",
 ]
@@ -51,7 +53,8 @@ def check_base_model(base_model: str) -> str:
     """
     folder = Path(base_model)
     if not folder.is_dir():
-        if base_model.startswith((".", "/", "~")):
+        beside_folders = folder.parent != Path(".") and folder.parent.is_dir()
+        if base_model.startswith((".", "/", "~")) or base_model.count("/") > 1 or beside_folders:
             raise InputError(
                 "no such model folder.", where=base_model, hint="Give a folder or a hub id as `base_model`."
             )
@@ -77,7 +80,8 @@ def check_disk(folder: str | Path, min_free_gib: float) -> str:
     Raises:
         PlumblineError: Less free than asked for.
     """
-    free = shutil.disk_usage(folder).free / _GIB
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / _GIB
     if free < min_free_gib:
         raise PlumblineError(
             f"{free:.1f} GiB of disk free, {min_free_gib:g} GiB needed.",
@@ -114,14 +118,17 @@ def check_plug_in(reference: str) -> str:
 
 
 def check_tracking() -> str:
-    """The MLflow server answers.
+    """The MLflow server, which keeps the models too, answers.
 
     Raises:
-        PlumblineError: It does not.
+        PlumblineError: It is not configured, or does not answer.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        return "MLflow: not configured; metrics go to the log"
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise PlumblineError(
+            "no MLflow server is configured; the gate registers models there.",
+            where="MLFLOW_TRACKING_URI",
+            hint="Set it to a server's address.",
+        )
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -136,6 +143,28 @@ def check_tracking() -> str:
             hint="Check address, login and --allowed-hosts.",
         ) from error
     return "MLflow: answers"
+
+
+def check_ledger_anchor() -> str:
+    """The folder where the ledger's head is anchored can be written.
+
+    Raises:
+        PlumblineError: It is not configured, or cannot be written.
+    """
+    folder = os.environ.get("PLUMBLINE_LEDGER_ANCHOR")
+    if not folder:
+        raise PlumblineError(
+            "no anchor of the ledger is configured.",
+            where="PLUMBLINE_LEDGER_ANCHOR",
+            hint="Set it to a folder outside the evidence database.",
+        )
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PlumblineError(f"the ledger's anchor cannot be written: {error.strerror}.", where=folder) from error
+    return "ledger anchor: writable"
 
 
 def check_database() -> str:

@@ -16,6 +16,7 @@ def prerequisites(
     prompt_data: str,
     preference_data: str,
     model_name: str,
+    plug_ins: list,
     settings: dict,
 ) -> NamedTuple(
     "Outputs",
@@ -36,6 +37,7 @@ def prerequisites(
         prompt_data: Prompts.
         preference_data: Preference pairs; empty when they are collected by this run.
         model_name: Registered model whose champion the candidate is compared with.
+        plug_ins: `module:attribute` names that later steps load.
         settings: PrerequisitesSettings.
 
     Returns:
@@ -47,5 +49,5 @@ def prerequisites(
     from components.prerequisites.stage import run
 
     data = {"sft": sft_data, "prompts": prompt_data, "preferences": preference_data}
-    found = run(base_model=base_model, data=data, model_name=model_name, settings=settings)
+    found = run(base_model=base_model, data=data, model_name=model_name, plug_ins=plug_ins, settings=settings)
     return namedtuple("Outputs", list(found))(**found)

@@ -16,4 +16,3 @@ class PrerequisitesSettings(StrictModel):
         default=1.0, ge=0, description="Free disk, in GiB, where artifacts and checkpoints go."
     )
     require_gpu: bool = Field(default=False, description="Fail when no GPU is visible to the training steps.")
-    plug_ins: list[str] = Field(default=[], description="`module:attribute` names that later steps load.")

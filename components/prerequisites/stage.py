@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from components.prerequisites.checks import (
@@ -17,6 +17,7 @@ from components.prerequisites.checks import (
     check_database,
     check_disk,
     check_gpu,
+    check_ledger_anchor,
     check_plug_in,
     check_tracking,
 )
@@ -33,13 +34,16 @@ __all__ = ["run"]
 logger = logging.getLogger(__name__)
 
 
-def run(*, base_model: str, data: Mapping[str, str], model_name: str, settings: dict) -> dict[str, str]:
+def run(
+    *, base_model: str, data: Mapping[str, str], model_name: str, plug_ins: Sequence[str], settings: dict
+) -> dict[str, str]:
     """Checks everything, then pins what later steps depend on.
 
     Args:
         base_model: Model folder or hub id.
         data: URI of each data source by name; empty ones are not used by this run.
         model_name: The registered model.
+        plug_ins: `module:attribute` names that later steps load.
         settings: `PrerequisitesSettings`.
 
     Returns:
@@ -58,9 +62,10 @@ def run(*, base_model: str, data: Mapping[str, str], model_name: str, settings: 
             partial(check_base_model, base_model),
             partial(check_disk, os.environ.get("PLUMBLINE_CHECKPOINTS", "."), parsed.min_free_disk_gib),
             partial(check_gpu, parsed.require_gpu),
-            *(partial(check_plug_in, reference) for reference in parsed.plug_ins),
+            *(partial(check_plug_in, reference) for reference in plug_ins),
             check_tracking,
             check_database,
+            check_ledger_anchor,
         )
         champion = resolve_champion(model_name)
         logger.info("champion of %s: %s", model_name, f"version {champion.version}" if champion else "none yet")

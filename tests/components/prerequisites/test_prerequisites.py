@@ -1,0 +1,94 @@
+"""The first step finds what is missing, all of it at once, and pins what the run rests on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.prerequisites.checks import check_base_model, check_disk, check_gpu
+from components.prerequisites.stage import run
+from components.shared.errors import InputError, PlumblineError
+
+
+@pytest.fixture
+def services(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUMBLINE_DATABASE_URL", f"sqlite:///{tmp_path / 'evidence.db'}")
+    monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", str(tmp_path / "anchors"))
+    monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(tmp_path / "not" / "made" / "yet"))
+
+
+def _make_inputs(tmp_path: Path, **overrides: Any) -> dict[str, Any]:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (model / name).write_text("{}")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "hello"}) + "\n")
+    rows = str(tmp_path / "rows.jsonl")
+    inputs = {
+        "base_model": str(model),
+        "data": {"sft": rows, "prompts": rows, "preferences": ""},
+        "model_name": "assistant",
+        "plug_ins": ["json:dumps"],
+        "settings": {"min_free_disk_gib": 0},
+    }
+    return inputs | overrides
+
+
+def test_digests_follow_the_content_behind_the_paths(services: None, tmp_path: Path) -> None:
+    inputs = _make_inputs(tmp_path)
+    before = run(**inputs)
+    assert before["champion_version"] == ""
+    assert run(**inputs) == before
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "changed"}) + "\n")
+    after = run(**inputs)
+    assert after["data_digest"] != before["data_digest"]
+    assert after["base_model_digest"] == before["base_model_digest"]
+    (tmp_path / "model" / "model.safetensors").write_text("other")
+    assert run(**inputs)["base_model_digest"] != before["base_model_digest"]
+
+
+def test_every_fault_is_told_at_once(services: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PLUMBLINE_LEDGER_ANCHOR")
+    data = {"sft": str(tmp_path / "absent.jsonl"), "prompts": str(tmp_path / "rows.jsonl"), "preferences": ""}
+    inputs = _make_inputs(tmp_path, data=data, plug_ins=["no.such.module:raters"])
+    with pytest.raises(PlumblineError, match="3 prerequisites missing") as caught:
+        run(**inputs)
+    for said in ("no such sft file", "cannot import 'no.such.module'", "PLUMBLINE_LEDGER_ANCHOR"):
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PLUMBLINE_DATABASE_URL"])
+def test_a_missing_service_is_named(
+    services: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv(variable)
+    with pytest.raises(PlumblineError, match=variable):
+        run(**_make_inputs(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_model_folder_without_a_part_is_refused(tmp_path: Path, missing: str) -> None:
+    inputs = _make_inputs(tmp_path)
+    (tmp_path / "model" / missing).unlink()
+    with pytest.raises(InputError, match="the model folder has no"):
+        check_base_model(inputs["base_model"])
+
+
+def test_a_mistyped_folder_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(InputError, match="no such model folder"):
+        check_base_model("models/qwen")
+    assert "hub" in check_base_model("Qwen/Qwen2.5-0.5B")
+    assert "hub" in check_base_model("gpt2")
+
+
+def test_too_little_disk_and_a_missing_gpu_are_told(tmp_path: Path) -> None:
+    with pytest.raises(PlumblineError, match="GiB needed"):
+        check_disk(tmp_path / "not" / "there", 10**9)
+    if "CPU" in check_gpu(False):
+        with pytest.raises(PlumblineError, match="no GPU is visible"):
+            check_gpu(True)
