@@ -179,6 +179,7 @@ class _PureSteps:
             dataset=data,
             preference_data=preference_data,
             data_digest=ready.outputs["preference_digest"],
+            plug_in_digest=ready.outputs["plug_in_digest"],
             seed=seed,
             settings=settings,
             code_digest=code_version("collection"),

@@ -14,6 +14,7 @@ def collection(
     pairs: dsl.Output[dsl.Dataset],
     preference_data: str,
     data_digest: str,
+    plug_in_digest: str,
     seed: int,
     settings: dict,
     code_digest: str,
@@ -26,6 +27,7 @@ def collection(
         pairs: Raw preference pairs with their provenance, not yet validated or split.
         preference_data: File, folder or address of the user's preference data; empty when raters judge.
         data_digest: Digest of the preference data; a change of the data is a change of the cache key.
+        plug_in_digest: Digest of the raters' source; a change of it is a change of the cache key.
         seed: Seed of sampling and raters.
         settings: Settings of the stage (CollectionSettings).
         code_digest: Digest of the stage's code; a change of the code is a change of the cache key.

@@ -27,6 +27,7 @@ def prerequisites(
         ("data_digest", str),
         ("preference_digest", str),
         ("base_model_digest", str),
+        ("plug_in_digest", str),
     ],
 ):  # type: ignore[valid-type]
     """Checks data, model, disk, device, plug-ins, MLflow and database; pins champion, data and base model to digests.
@@ -41,8 +42,9 @@ def prerequisites(
         settings: PrerequisitesSettings.
 
     Returns:
-        Version, digest and URI of the champion, empty when there is none yet; digests of the data, the preference pairs
-        and the base model, so that the cache of later steps sees a change of what lies behind a path.
+        Version, digest and URI of the champion, empty when there is none yet; digests of the data, the preference
+        pairs, the base model and the plug-ins' source, so that the cache of later steps sees a change of what lies
+        behind a path or a name.
     """
     from collections import namedtuple
 

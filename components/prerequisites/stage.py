@@ -26,6 +26,7 @@ from components.shared.champion import resolve_champion
 from components.shared.errors import PlumblineError
 from components.shared.files import digest_of
 from components.shared.locations import data_digest, model_digest
+from components.shared.plugins import plug_in_digest
 from components.shared.settings import parse_settings
 from components.shared.tracking import stage_run
 
@@ -49,7 +50,7 @@ def run(
     Returns:
         `champion_version`, `champion_digest`, `champion_uri` (empty when there is none yet), `base_model_digest`,
         `data_digest` (demonstrations and prompts) and `preference_digest`; the last two take in the base model, whose
-        tokens validation counts.
+        tokens validation counts. `plug_in_digest`: of the plug-ins' source.
 
     Raises:
         PlumblineError: All that is missing, one fault a line.
@@ -77,6 +78,7 @@ def run(
             "data_digest": digest_of([data_digest(data["sft"]), data_digest(data["prompts"]), base]),
             "preference_digest": digest_of([data_digest(data["preferences"]), base]),
             "base_model_digest": base,
+            "plug_in_digest": plug_in_digest(plug_ins),
         }
 
 

@@ -28,6 +28,7 @@ def test_the_component_passes_the_users_pairs_through_a_pipeline(tmp_path: Path)
             dataset=data.output,
             preference_data=preference_data,
             data_digest="0",
+            plug_in_digest="0",
             seed=0,
             settings={"source": "dataset"},
             code_digest="0",

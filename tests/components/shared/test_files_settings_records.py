@@ -12,7 +12,7 @@ from pydantic import Field
 
 from components.shared.errors import InputError
 from components.shared.files import canonical_json, digest_of, read_jsonl, write_json, write_jsonl
-from components.shared.plugins import load_attribute
+from components.shared.plugins import load_attribute, plug_in_digest
 from components.shared.records import (
     PreferenceRecord,
     PromptRecord,
@@ -136,3 +136,14 @@ def test_a_bad_plug_in_is_explained(reference: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load_attribute(reference)
     assert load_attribute("json:dumps")([1]) == "[1]"
+
+
+def test_the_digest_of_a_plug_in_follows_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_raters.py").write_text("taste = 1\n")
+    before = plug_in_digest(["my_raters:taste"])
+    assert plug_in_digest(["my_raters:taste"]) == before
+    (tmp_path / "my_raters.py").write_text("taste = 2\n")
+    assert plug_in_digest(["my_raters:taste"]) != before
+    with pytest.raises(InputError, match="no module"):
+        plug_in_digest(["no_such_module_here:taste"])
