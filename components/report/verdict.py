@@ -24,7 +24,6 @@ STAGES: tuple[tuple[str, str], ...] = (
 """Stage -> the role of the artifact that it leaves, in order."""
 
 _HEADLINES = {
-    "PROMOTE": "The candidate is better where it counts, and it is the champion now.",
     "HOLD": "The evidence is not enough to release the candidate. The champion stays.",
     "BLOCK": "The candidate must not be released. The champion stays.",
     "ERROR": "The candidate could not be judged. Nothing was released.",
@@ -32,9 +31,9 @@ _HEADLINES = {
 _LIVE_HEADLINES = {
     "KEEP": "The live model holds up under fresh evidence and stays.",
     "HOLD": "Fresh evidence on the live model is not enough to decide. It stays for now.",
-    "ROLLBACK": "Fresh evidence shows harm from the live model. Its predecessor is champion again.",
     "ERROR": "The live model could not be judged.",
 }
+"""What a verdict means that moves nothing. PROMOTE and ROLLBACK ask for a move: what is live now decides the words."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,46 @@ def _progress(parts: Parts) -> tuple[str | None, str]:
 
 def _judged(parts: Parts, run: RunInfo, reached: str | None, *, failed: bool) -> Outcome:
     verdict = str(dig(parts.decision, "verdict") or "ERROR").upper()
-    headlines = _LIVE_HEADLINES if parts.live else _HEADLINES
     reasons = [str(reason) for reason in dig(parts.decision, "reasons") or []]
     stopped_at = None
     if failed:
         stopped_at = _words(run.failure.stage if run.failure and run.failure.stage else "a step after the gate")
         reasons.append(f"After the verdict the run failed at {stopped_at}: {_cause(run)} Check what is live.")
-    return Outcome(verdict, headlines.get(verdict, "The gate gave its verdict."), reasons, reached, stopped_at)
+    return Outcome(verdict, _headline(verdict, parts, run), reasons, reached, stopped_at)
+
+
+def _headline(verdict: str, parts: Parts, run: RunInfo) -> str:
+    if verdict == "PROMOTE":
+        return _promotion(parts, run)
+    if verdict == "ROLLBACK":
+        return _rollback(parts, run)
+    return (_LIVE_HEADLINES if parts.live else _HEADLINES).get(verdict, "The gate gave its verdict.")
+
+
+def _promotion(parts: Parts, run: RunInfo) -> str:
+    """What became of a candidate that may go live: it did, it awaits approval, or its promotion broke off."""
+    if _judged_is_champion(parts, run):
+        return "The candidate is better where it counts, and it is the champion now."
+    needed = dig(parts.decision, "policy", "approvals_required") or 0
+    if needed > 0 and not (run.failure and run.failure.stage == "promote"):
+        return f"The candidate passed the gate. It is not live yet: it awaits approval ({needed} needed)."
+    return "The candidate passed the gate. It is not live: its promotion did not complete."
+
+
+def _rollback(parts: Parts, run: RunInfo) -> str:
+    """What became of a live model that does harm; that the predecessor is back is said only when it is seen."""
+    harm = "Fresh evidence shows harm from the live model."
+    if run.champion is None or run.champion.version is None:
+        return f"{harm} Which version is live now is not known."
+    if _judged_is_champion(parts, run):
+        return f"{harm} It is still live: it was not rolled back."
+    return f"{harm} It is not live any more: version {run.champion.version} is champion."
+
+
+def _judged_is_champion(parts: Parts, run: RunInfo) -> bool:
+    """Whether the version that the gate judged is the live one."""
+    judged = dig(parts.decision, "version")
+    return judged is not None and run.champion is not None and run.champion.version == str(judged)
 
 
 def _cause(run: RunInfo) -> str:

@@ -241,6 +241,54 @@ def test_the_gates_verdict_stands_when_a_later_step_failed(good: dict[str, str])
     assert outcome.reasons[-1] == "After the verdict the run failed at finish: disk full. Check what is live."
 
 
+def _judged(good: dict[str, str], *, approvals: int = 0, **changes: Any) -> Parts:
+    """The good run with another decision: version 2, as `changes` say."""
+    parts = read_parts(good)
+    assert parts.decision is not None
+    policy = {**parts.decision["policy"], "approvals_required": approvals}
+    parts.decision.update({"version": "2", "policy": policy, **changes})
+    return parts
+
+
+def _champion(version: str | None) -> dict[str, Any]:
+    return {"champion": {"name": "plumbline-demo", "version": version} if version else None}
+
+
+@pytest.mark.parametrize(
+    ("champion", "approvals", "failure", "headline"),
+    [
+        ("2", 0, None, "The candidate is better where it counts, and it is the champion now."),
+        ("2", 2, None, "The candidate is better where it counts, and it is the champion now."),
+        ("1", 2, None, "The candidate passed the gate. It is not live yet: it awaits approval (2 needed)."),
+        (None, 2, None, "The candidate passed the gate. It is not live yet: it awaits approval (2 needed)."),
+        ("1", 0, "promote", "The candidate passed the gate. It is not live: its promotion did not complete."),
+        ("1", 2, "promote", "The candidate passed the gate. It is not live: its promotion did not complete."),
+        (None, 0, None, "The candidate passed the gate. It is not live: its promotion did not complete."),
+    ],
+)
+def test_a_promotion_is_told_by_what_is_live_and_not_by_the_verdict(
+    good: dict[str, str], champion: str | None, approvals: int, failure: str | None, headline: str
+) -> None:
+    ended = {"status": "FAILED", "failure": {"stage": failure, "message": "gone."}} if failure else {}
+    outcome = judge(_judged(good, approvals=approvals), _info(**_champion(champion), **ended))
+    assert (outcome.verdict, outcome.headline) == ("PROMOTE", headline)
+
+
+@pytest.mark.parametrize(
+    ("champion", "words"),
+    [
+        ("1", "It is not live any more: version 1 is champion."),
+        ("2", "It is still live: it was not rolled back."),
+        (None, "Which version is live now is not known."),
+    ],
+)
+def test_a_rollback_is_told_by_what_is_live_and_not_by_the_verdict(
+    good: dict[str, str], champion: str | None, words: str
+) -> None:
+    outcome = judge(_judged(good, mode="live", verdict="ROLLBACK"), _info(**_champion(champion)))
+    assert outcome.headline == f"Fresh evidence shows harm from the live model. {words}"
+
+
 def test_a_damaged_artifact_is_a_remark_and_not_an_error(tmp_path: Path) -> None:
     artifacts = {"evaluation": make_run(tmp_path)["evaluation"]}
     path = Path(artifacts["evaluation"]) / "metrics.json"
@@ -375,7 +423,7 @@ def test_a_check_of_a_live_model_speaks_of_the_live_model(overoptimized: dict[st
     parts.decision.update(mode="live", verdict="ROLLBACK")
     page = _Page(build_page(parts, _info()))
     assert "Check of the live model demo-0001" in page.text
-    assert "Its predecessor is champion again." in page.text
+    assert "It is not live any more: version 1 is champion." in page.text
     assert "a check of a live model does not make one" in page.text
     assert not re.search(r"Not reached", page.text)
 
