@@ -48,12 +48,14 @@ class Watcher:
     Attributes:
         progress_file: Where the steps tell their progress.
         console: Where to draw.
+        names: What to call a task, by KFP's name of it.
         failure: The first step that failed, if any.
         reused: Prefixes of the cache keys of the steps that were taken from the cache.
     """
 
     progress_file: Path
     console: Console
+    names: dict[str, str] = field(default_factory=dict)
     failure: Failure | None = None
     reused: list[str] = field(default_factory=list)
 
@@ -100,7 +102,7 @@ class Watcher:
     def on_cache_hit(self, task: str, key: str) -> None:
         """A step was taken from the cache."""
         self.reused.append(key)
-        name = task.replace("-", "_")
+        name = self.names.get(task, task)
         if self.console.is_terminal:
             task_id = self._bars.add_task(name, total=1, completed=1, seconds="", figures="reused, unchanged")
             self._bars.refresh()

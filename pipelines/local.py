@@ -53,7 +53,7 @@ class RunResult:
 
 def run_local(
     settings: RunSettings,
-    pipeline: Callable[..., Any],
+    pipeline: Any,
     arguments: dict[str, Any],
     *,
     name: str,
@@ -80,14 +80,14 @@ def run_local(
     write_text(run.settings, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     workspace.point_latest(run)
     started = time.time()
-    watcher = Watcher(run.progress, console)
+    watcher = Watcher(run.progress, console, _task_names(pipeline))
     with (
         workspace.environment(run, threads=settings.execution.threads_per_step),
         _signals_to_the_step() as signals,
         watcher,
     ):
         failed = _execute(workspace, run, pipeline, arguments)
-    failure = (watcher.failure or _failure_from_log(run.log)) if failed else None
+    failure = (watcher.failure or _failure_from_log(run.log, watcher.names)) if failed else None
     artifacts = _artifacts_of(workspace, run, watcher.reused)
     write_json(run.path / "artifacts.json", artifacts)
     timing = {"seconds": watcher.seconds(), "seconds_total": round(time.time() - started, 2)}
@@ -97,6 +97,13 @@ def run_local(
         console.print(f"Interrupted. Run the same command again to go on from the last checkpoint. Log: {run.log}")
         raise SystemExit(128 + signals[0])
     return RunResult(run, read_json(run.summary), failure)
+
+
+def _task_names(pipeline: Any) -> dict[str, str]:
+    """Display name of every task by the name that KFP gave it; KFP numbers the tasks of one component."""
+    spec = pipeline.pipeline_spec
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
+    return {name: task.task_info.name for dag in dags for name, task in dag.tasks.items()}
 
 
 def _execute(workspace: Workspace, run: RunFolder, pipeline: Callable[..., Any], arguments: dict[str, Any]) -> bool:
@@ -159,12 +166,12 @@ def _signals_to_the_step() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _failure_from_log(log: Path) -> Failure:
+def _failure_from_log(log: Path, names: dict[str, str]) -> Failure:
     """The step and cause of a failure that no step told itself, such as a step that was killed."""
     text = log.read_text(encoding="utf-8", errors="replace")
     tasks = _FAILED_TASK.findall(text)
     causes = [found[2] for line in text.splitlines() if (found := _EXCEPTION_LINE.match(line))]
-    stage = tasks[0].replace("-", "_") if tasks else "pipeline"
+    stage = names.get(tasks[0], tasks[0]) if tasks else "pipeline"
     return Failure(stage, causes[-1] if causes else f"the step ended without an error message (killed?); see {log}")
 
 

@@ -53,6 +53,7 @@ def evaluation(
         candidate_digest: Its digest.
     """
     from components.evaluation.stage import run
+    from components.shared.files import write_json
 
     result = run(
         reference=reference.path if reference else "",
@@ -73,6 +74,5 @@ def evaluation(
         settings=settings,
     )
     evaluation.metadata.update(result)
-    for name, value in result.items():
-        if isinstance(value, float):
-            metrics.log_metric(name, value)
+    metrics.metadata.update({name: value for name, value in result.items() if isinstance(value, float)})
+    write_json(metrics.path, metrics.metadata)  # KFP's local cache takes an artifact without a file for lost

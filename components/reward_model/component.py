@@ -39,6 +39,7 @@ def reward_model(
 
     from components.reward_model.checks import headline_metrics
     from components.reward_model.stage import run
+    from components.shared.files import write_json
 
     metadata = run(
         policy=policy.path,
@@ -49,8 +50,8 @@ def reward_model(
         settings=settings,
     )
     reward_model.metadata.update(metadata)
-    for name, value in headline_metrics(reward_model.path).items():
-        metrics.log_metric(name, value)
+    metrics.metadata.update(headline_metrics(reward_model.path))
+    write_json(metrics.path, metrics.metadata)  # KFP's local cache takes an artifact without a file for lost
     return namedtuple("Outputs", ["passed"])(metadata["passed"])
 
 
