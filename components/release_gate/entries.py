@@ -116,6 +116,21 @@ class LedgerView:
         """The version whose promotion has begun and not ended."""
         return next((version for version, state in self._states.items() if state is State.PROMOTING), None)
 
+    @property
+    def rolling_back(self) -> str | None:
+        """The live version whose rollback has begun and was neither ended nor abandoned."""
+        live = self.champion
+        if live is None:
+            return None
+        for entry in reversed(self.entries):
+            if entry.version != live:
+                continue
+            if entry.event == Event.BEGIN_ROLLBACK:
+                return live
+            if entry.event in (Event.PROMOTED, Event.RESTORE) or entry.data.get("abandons") == "rollback":
+                return None
+        return None
+
     def state(self, version: str) -> State:
         return self._states.get(version, NEW)
 

@@ -57,9 +57,9 @@ def rollback(model: str, *, actor: str, reason: str) -> dict[str, Any]:
 
 
 def abandon(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
-    """Gives up a promotion that cannot be ended."""
+    """Gives up a promotion, or a rollback of the live version, that cannot be ended."""
     state: State = promotion.abandon(model, version, actor, reason)
-    return {"model": model, "version": version, "state": str(state), "message": f"Promotion of {version} is given up."}
+    return {"model": model, "version": version, "state": str(state), "message": f"The move of {version} is given up."}
 
 
 def last_rollback(model: str) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def promote(model: str, version: str, actor: str, *, office: Office | None = Non
     A version that is champion already, or that still awaits approval, is left as it is; the message says so.
 
     Raises:
-        PromotionError: Another promotion is under way, or the verdict has expired or been superseded.
+        PromotionError: Another promotion or a rollback is under way, or the verdict has expired or been superseded.
         IllegalMoveError: The version's state does not allow it.
         ArtifactError: Its files are not those that were judged; the version is then in state ERROR.
     """
@@ -69,6 +69,7 @@ def promote(model: str, version: str, actor: str, *, office: Office | None = Non
             return []
         next_state(state, Event.PROMOTE, where=f"{model} version {version}")
         _refuse_while_promoting(view)
+        _refuse_while_rolling_back(view)
         ended = lapse(view, version)
         if ended is not None:
             return [ended]
@@ -86,7 +87,7 @@ def break_glass(model: str, version: str, actor: str, reason: str, *, office: Of
     Raises:
         ApprovalError: No actor or no reason.
         IllegalMoveError: The version's state does not allow it; a rejected version never goes live.
-        PromotionError: Another promotion is under way.
+        PromotionError: Another promotion or a rollback is under way.
         ArtifactError: Its files are not those that were registered.
     """
     office = office or open_office()
@@ -98,6 +99,7 @@ def break_glass(model: str, version: str, actor: str, reason: str, *, office: Of
             return []
         next_state(state, Event.BREAK_GLASS, where=f"{model} version {version}")
         _refuse_while_promoting(view)
+        _refuse_while_rolling_back(view)
         details = {"replaces": view.champion, "state_before": str(state)}
         return [Move(version, Event.BREAK_GLASS, actor, f"BREAK GLASS: {reason}", details=details)]
 
@@ -114,10 +116,12 @@ def rollback(
         model: Registered model.
         actor: Who does it.
         reason: Why.
-        version: The version to take back; if it is not live any more, nothing is done. By default whichever is live.
+        version: The version to take back; if it was rolled back before, nothing is done. By default whichever is live.
 
     Raises:
-        PromotionError: Nothing is live, or the live version is the first champion and has no predecessor.
+        PromotionError: Nothing is live, the live version is the first champion and has no predecessor, a promotion is
+            under way, or the ledger moved on before the rollback could end.
+        IllegalMoveError: The version is not live.
         ArtifactError: The predecessor's files are not those that were registered.
     """
     started = time.monotonic()
@@ -135,22 +139,31 @@ def rollback(
     office.registry.verify(view.uri(restored), view.digest(restored))
     office.registry.set_alias(model, CHAMPION, restored)
     _read_back(office, model, restored)
-    _, added = office.record(model, lambda now: _rollback_end(now, target, restored, actor, reason))
+    view, added = office.record(model, lambda now: _rollback_end(now, target, restored, actor, reason))
     office.sync_aliases(model)
+    if view.state(target) is not State.ROLLED_BACK:
+        raise PromotionError(
+            f"the rollback did not end: the version is {view.state(target)} and version {view.champion} is champion.",
+            where=f"{model} version {target}",
+            hint="See `plumbline history`: somebody abandoned it or promoted another version meanwhile.",
+        )
     message = f"Version {target} was rolled back; version {restored} is champion again."
     return _outcome(office, model, target, bool(added), message, started)
 
 
 def abandon(model: str, version: str, actor: str, reason: str, *, office: Office | None = None) -> State:
-    """Gives up a promotion that was begun and cannot be ended; the champion stays.
+    """Gives up a promotion or a rollback that was begun and cannot be ended; the champion stays.
 
     Raises:
-        IllegalMoveError: The version is not being promoted.
+        IllegalMoveError: The version is neither being promoted nor being rolled back.
     """
     office = office or open_office()
     actor, reason = require_person(actor, reason)
 
     def plan(view: LedgerView) -> list[Move]:
+        if view.rolling_back == version:
+            details = {"abandons": "rollback"}
+            return [Move(version, Event.FAIL, actor, f"Rollback abandoned: {reason}", details=details)]
         if view.state(version) is not State.PROMOTING:
             next_state(view.state(version), Event.SUPERSEDE, where=f"{model} version {version}")
             raise IllegalMoveError("is not being promoted.", where=f"{model} version {version}")
@@ -223,16 +236,17 @@ def _promotion_end(view: LedgerView, version: str, actor: str) -> list[Move]:
 
 
 def _rollback_intent(view: LedgerView, version: str, actor: str, reason: str) -> list[Move]:
-    last = view.last(version)
-    if view.state(version) is State.ROLLED_BACK or (last is not None and last.event == Event.BEGIN_ROLLBACK):
+    if view.state(version) is State.ROLLED_BACK or view.rolling_back == version:
         return []
     next_state(view.state(version), Event.BEGIN_ROLLBACK, where=f"{view.model} version {version}")
+    _refuse_while_promoting(view)
     restored = _predecessor(view, version)
     return [Move(version, Event.BEGIN_ROLLBACK, actor, reason, details={"restores": restored})]
 
 
 def _rollback_end(view: LedgerView, version: str, restored: str, actor: str, reason: str) -> list[Move]:
-    if not is_live(view.state(version)):
+    """The switch back. Nothing, if another run of it was faster, it was abandoned, or another version is live."""
+    if view.rolling_back != version:
         return []
     return [
         Move(restored, Event.RESTORE, actor, f"Version {version} was rolled back: {reason}", details={"from": version}),
@@ -257,6 +271,15 @@ def _refuse_while_promoting(view: LedgerView) -> None:
             f"version {view.promoting} is being promoted.",
             where=f"model {view.model}",
             hint="Run that promotion to its end, or abandon it.",
+        )
+
+
+def _refuse_while_rolling_back(view: LedgerView) -> None:
+    if view.rolling_back is not None:
+        raise PromotionError(
+            f"version {view.rolling_back} is being rolled back.",
+            where=f"model {view.model}",
+            hint="Run that rollback again until it ends, or abandon it.",
         )
 
 

@@ -13,10 +13,12 @@ from mlflow import MlflowClient
 from tiny_office import Killed, check_agreement, die, judge_weights, kill_at, release_weights
 from tiny_release import MODEL
 
+from components.release_gate.entries import Move
 from components.release_gate.office import Office, repair, verify
-from components.release_gate.promotion import PromotionError, abandon, promote, rollback
+from components.release_gate.promotion import PromotionError, abandon, break_glass, promote, rollback
 from components.release_gate.registry import Registry, RegistryError
-from components.release_gate.states import IllegalMoveError, State
+from components.release_gate.states import Event, IllegalMoveError, State
+from components.release_gate.verdict import Verdict
 from components.shared.champion import resolve_champion
 
 
@@ -116,7 +118,7 @@ def test_a_real_sigkill_between_alias_and_end_loses_no_champion(office: Office, 
     check_agreement(office, "2", "1")
 
 
-def test_a_promotion_overtaken_by_a_rollback_ends_superseded(
+def test_no_rollback_begins_while_a_promotion_is_under_way(
     office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release_weights(office, tmp_path, "one")
@@ -126,10 +128,87 @@ def test_a_promotion_overtaken_by_a_rollback_ends_superseded(
         kill_at(patch, "aliases", 1, after=False)
         with pytest.raises(Killed):
             promote(MODEL, third, "pipeline", office=office)
-    rollback(MODEL, "alice", "harm", version="2", office=office)
+    with pytest.raises(PromotionError, match="version 3 is being promoted"):
+        rollback(MODEL, "alice", "harm", version="2", office=office)
+    abandon(MODEL, third, "alice", "the live version must go first", office=office)
+    assert rollback(MODEL, "alice", "harm", version="2", office=office).changed
+    check_agreement(office, "1")
+
+
+def test_a_promotion_whose_champion_changed_meanwhile_ends_superseded(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_weights(office, tmp_path, "one")
+    release_weights(office, tmp_path, "two")
+    third = judge_weights(office, tmp_path, "three")
+    with monkeypatch.context() as patch:
+        kill_at(patch, "aliases", 1, after=False)
+        with pytest.raises(Killed):
+            promote(MODEL, third, "pipeline", office=office)
+    back = [Move("1", Event.RESTORE, "alice", "harm"), Move("2", Event.ROLLED_BACK, "alice", "harm")]
+    office.record(MODEL, lambda view: back)
     with pytest.raises(PromotionError, match="SUPERSEDED"):
         promote(MODEL, third, "pipeline", office=office)
     check_agreement(office, "1")
+
+
+def _kill_rollback(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Two champions, the second one's rollback killed after its intent; returns a third version that is approved."""
+    release_weights(office, tmp_path, "one")
+    release_weights(office, tmp_path, "two")
+    third = judge_weights(office, tmp_path, "three")
+    with monkeypatch.context() as patch:
+        kill_at(patch, "aliases", 1, after=False)
+        with pytest.raises(Killed):
+            rollback(MODEL, "alice", "harm", office=office)
+    return third
+
+
+def test_nothing_goes_live_until_a_rollback_that_was_begun_has_ended(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = _kill_rollback(office, tmp_path, monkeypatch)
+    blocked = judge_weights(office, tmp_path, "four", verdict=Verdict.BLOCK)
+    office.record(MODEL, lambda view: [Move("2", Event.ALARM, "gate", "a verdict in between changes nothing")])
+    with pytest.raises(PromotionError, match="version 2 is being rolled back"):
+        promote(MODEL, third, "pipeline", office=office)
+    with pytest.raises(PromotionError, match="version 2 is being rolled back"):
+        break_glass(MODEL, blocked, "bob", "a customer waits", office=office)
+    assert rollback(MODEL, "alice", "harm", office=office).state is State.ROLLED_BACK
+    begun = [entry for entry in office.ledger.view(MODEL).entries if entry.event == Event.BEGIN_ROLLBACK]
+    assert len(begun) == 1, "one intent, however often it is run"
+    break_glass(MODEL, blocked, "bob", "a customer waits", office=office)
+    check_agreement(office, blocked, "1")
+
+
+def test_a_rollback_that_cannot_end_is_abandoned(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = _kill_rollback(office, tmp_path, monkeypatch)
+    assert abandon(MODEL, "2", "alice", "its predecessor is lost", office=office) is State.SOAKING
+    with pytest.raises(IllegalMoveError):
+        abandon(MODEL, "2", "alice", "again", office=office)
+    check_agreement(office, "2", "1")
+    assert promote(MODEL, third, "pipeline", office=office).changed
+    check_agreement(office, "3", "2")
+
+
+def test_a_rollback_that_was_overtaken_does_not_claim_to_have_ended(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_weights(office, tmp_path, "one")
+    release_weights(office, tmp_path, "two")
+    third = judge_weights(office, tmp_path, "three")
+    overtaking = [
+        Move(third, Event.PROMOTE, "bob", "faster", details={"replaces": "2"}),
+        Move(third, Event.PROMOTED, "bob", "faster", details={"replaces": "2"}),
+        Move("2", Event.RETIRE, "bob", "replaced"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "verify", lambda *_: office.record(MODEL, lambda view: overtaking))
+        with pytest.raises(PromotionError, match="did not end: the version is RETIRED and version 3 is champion"):
+            rollback(MODEL, "alice", "harm", version="2", office=office)
+    check_agreement(office, "3", "2")
 
 
 def test_a_promotion_that_cannot_end_is_abandoned(
