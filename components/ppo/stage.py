@@ -21,6 +21,7 @@ from components.ppo.setup import build_trainer
 from components.ppo.termination import exit_terminated, termination_flag
 from components.ppo.trainer import PPOTrainer
 from components.shared.artifacts import read_artifact, write_artifact
+from components.shared.code_version import code_version
 from components.shared.files import write_json, write_jsonl
 from components.shared.hf_checkpoints import training_folder
 from components.shared.models import read_policy_record, seed_everything
@@ -74,7 +75,13 @@ def run(
         "dataset": read_artifact(dataset, "dataset"),
     }
     digests = {name: artifact.digest for name, artifact in inputs.items()}
-    identity = {"stage": "ppo", "inputs": digests, "settings": settings, "seed": seed}
+    identity = {
+        "stage": "ppo",
+        "code": code_version("ppo"),
+        "inputs": digests,
+        "settings": settings,
+        "seed": seed,
+    }
     with stage_run("ppo", settings=settings, seed=seed) as tracking, training_folder(identity) as folder:
         seed_everything(seed)
         trainer, tokenizer = build_trainer(**inputs, settings=chosen, seed=seed)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from tiny_ppo import make_trainer, run_arguments
 
+from components.ppo import stage as ppo_stage
 from components.ppo.checkpoint import CheckpointStore, TrainingState, random_states, restore_random_states
 from components.ppo.errors import CheckpointMismatchError
 from components.ppo.stage import run
@@ -162,6 +163,26 @@ def test_a_resumed_training_ends_bit_for_bit_where_the_uninterrupted_one_does(
 
 
 # --- the stage, killed -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    arguments = run_arguments(tmp_path, steps=3)
+    started: list[int] = []
+
+    def stop_at_second(stage: str, step: int, *_: Any, **fields: Any) -> None:
+        started.append(step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    for code in ("one", "one", "another"):
+        monkeypatch.setattr(ppo_stage, "code_version", lambda stage, code=code: f"{stage} {code}")
+        monkeypatch.setattr(ppo_stage, "report", stop_at_second)
+        with pytest.raises(KeyboardInterrupt):
+            run(**arguments)
+
+    assert started == [1, 2, 2, 1, 2]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 LONG = {"steps": 40, "episodes_per_step": 4, "ppo_epochs": 1, "save_every_steps": 2, "evaluate_every_steps": 15}
