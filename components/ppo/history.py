@@ -107,17 +107,21 @@ def metrics_of_row(row: dict[str, Any]) -> dict[str, float]:
 def summarise(history: Sequence[dict[str, Any]], kl: KLSettings, *, stop_reason: str | None) -> dict[str, Any]:
     """`summary.json` of the artifact.
 
-    `reward_start` and `kl_final`, `reward_final` are raw rewards and nats; final ones are means of the last five steps.
+    `steps` counts the updates done. `reward_start` and `kl_final`, `reward_final` are raw rewards and nats; final ones
+    are means of the last five steps. A row without an update is of a policy above the KL ceiling, which is thrown away:
+    no figure is taken from it.
 
     Args:
         history: All rows, at least one.
         kl: KL settings.
         stop_reason: Why training ended before its last step; None when it did not.
     """
-    last = history[-_FINAL_WINDOW:]
-    third = history[-max(1, len(history) // 3) :]
+    kept = [row for row in history if row["value_loss"] is not None]
+    described = kept or history
+    last = described[-_FINAL_WINDOW:]
+    third = described[-max(1, len(described) // 3) :]
     return {
-        "steps": len(history),
+        "steps": len(kept),
         "kl_target": kl.target_nats if kl.control == "adaptive" else None,
         "kl_final": _mean([row["kl"] for row in last]),
         "kl_last_third": _mean([row["kl"] for row in third]),

@@ -74,6 +74,7 @@ def test_above_the_ceiling_training_stops_without_an_update_and_keeps_the_last_g
     summary = summarise(trainer.history, trainer.settings.kl, stop_reason=trainer.stop_reason)
     assert summary["stopped_early"] is True
     assert summary["kl_target"] is None
+    assert summary["steps"] == len(trainer.history) - 1
 
 
 def test_reward_that_is_not_a_number_stops_training_before_the_update() -> None:
@@ -177,7 +178,7 @@ def test_repetition_share_counts_trigrams_seen_before() -> None:
 
 
 def test_summary_averages_the_final_steps() -> None:
-    history: list[dict[str, Any]] = [{"kl": float(i), "reward_mean": 10.0 * i} for i in range(1, 10)]
+    history = _make_history(9)
 
     summary = summarise(history, make_settings().kl, stop_reason=None)
 
@@ -193,12 +194,34 @@ def test_summary_averages_the_final_steps() -> None:
     }
 
 
+def test_summary_leaves_out_the_policy_above_the_ceiling() -> None:
+    above = {"kl": 1000.0, "reward_mean": 1000.0, "value_loss": None}
+
+    summary = summarise([*_make_history(9), above], make_settings().kl, stop_reason="kl is above the ceiling")
+
+    assert {
+        name: summary[name] for name in ("steps", "kl_final", "kl_last_third", "reward_final", "stopped_early")
+    } == {
+        "steps": 9,
+        "kl_final": 7.0,
+        "kl_last_third": 8.0,
+        "reward_start": 10.0,
+        "reward_final": 70.0,
+        "stopped_early": True,
+        "stop_reason": "kl is above the ceiling",
+    }
+
+
 def test_rows_tell_slices_apart() -> None:
     row = make_trainer(episodes_per_step=len(make_prompts())).step()
 
     assert {name: part["n"] for name, part in row["slices"].items()} == {"even": 6, "odd": 6}
     weighted = sum(part["n"] * part["reward"] for part in row["slices"].values()) / 12
     assert weighted == pytest.approx(row["reward_mean"], abs=1e-5)
+
+
+def _make_history(steps: int) -> list[dict[str, Any]]:
+    return [{"kl": float(i), "reward_mean": 10.0 * i, "value_loss": 0.5} for i in range(1, steps + 1)]
 
 
 def _weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
