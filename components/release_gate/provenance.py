@@ -11,7 +11,7 @@ __all__ = ["check_provenance"]
 def check_provenance(
     *,
     candidate_digest: str,
-    predecessor_digest: str | None,
+    baseline_digest: str | None,
     evaluation: Source,
     human: Source,
     reward_model: Source,
@@ -21,16 +21,16 @@ def check_provenance(
 
     Args:
         candidate_digest: Digest of the policy under judgement.
-        predecessor_digest: On a live model, the digest of the version it replaced; the evidence's `reference` must be
-            it. None where there is none.
+        baseline_digest: Digest that the evidence's `reference` must have: of the policy that a candidate was trained
+            from, or of the version that a live model replaced. None where it is not known.
         evaluation: Must have evaluated that policy.
         human: Must rest on that evaluation.
         reward_model: Must be the one that scored the evaluation.
         heldout: The same, and another model than `reward_model`, trained on other pairs.
     """
-    _attempt(evaluation, _judged_another_policy, candidate_digest, "candidate")
-    if predecessor_digest is not None:
-        _attempt(evaluation, _judged_another_policy, predecessor_digest, "reference")
+    _attempt(evaluation, _judged_another_policy, candidate_digest)
+    if baseline_digest is not None:
+        _attempt(evaluation, _compared_with_another_baseline, baseline_digest)
     _attempt(human, _rests_on_another_evaluation, evaluation)
     for source in (reward_model, heldout):
         _attempt(source, _did_not_score, evaluation)
@@ -50,12 +50,23 @@ def _attempt(source: Source, check, *args: object) -> None:
         source.fault = EvidenceFault(Finding.ERROR, problem, source=source.cite())
 
 
-def _judged_another_policy(evaluation: Source, digest: str, role: str) -> str | None:
-    found = evaluation.value("models.json", role, "digest")
+def _judged_another_policy(evaluation: Source, digest: str) -> str | None:
+    found = evaluation.value("models.json", "candidate", "digest")
     if found == digest:
         return None
     return (
-        f"The evaluation's {role} has digest {str(found)[:12]}, but {digest[:12]} is judged: it is about another model."
+        f"The evaluation's candidate has digest {str(found)[:12]}, but {digest[:12]} is judged: it is about another "
+        "model."
+    )
+
+
+def _compared_with_another_baseline(evaluation: Source, digest: str) -> str | None:
+    found = evaluation.value("models.json", "reference", "digest")
+    if found == digest:
+        return None
+    return (
+        f"The evaluation's reference has digest {str(found)[:12]}, but {digest[:12]} is the baseline of the judged "
+        "model: it is compared with another one."
     )
 
 

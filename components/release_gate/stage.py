@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from components.release_gate.criteria import judge_all
@@ -44,6 +44,11 @@ _logger = logging.getLogger(__name__)
 ACTOR_VARIABLE = "PLUMBLINE_ACTOR"
 Mode = Literal["candidate", "live"]
 
+_BASELINE_NOT_CHECKED = (
+    "NOT checked: whether the reference is the policy that the candidate was trained from; the candidate's artifact "
+    "names no input `policy`."
+)
+
 
 @dataclass(frozen=True)
 class _Subject:
@@ -56,7 +61,8 @@ class _Subject:
         champion: The version that it would replace; None if there is none.
         champion_digest: Its digest.
         no_champion_reason: Why `champion` is None.
-        predecessor: On a live model, digest of the version that it replaced.
+        baseline: Digest of what it must have been compared with: the policy that a candidate was trained from, the
+            version that a live model replaced. None where it is not known.
     """
 
     digest: str
@@ -65,7 +71,7 @@ class _Subject:
     champion: str | None
     champion_digest: str | None
     no_champion_reason: str
-    predecessor: str | None
+    baseline: str | None
 
 
 def run_gate(
@@ -124,9 +130,9 @@ def run_gate(
             ),
         )
         criteria = judge_all(case) + _rejected_before(view, subject)
-        judgement = decide(criteria, live=case.live)
+        judgement = _with_notes(decide(criteria, live=case.live), _unchecked_baseline(subject))
         digests = _digests(case, subject)
-        judged = JudgedRelease(judgement.verdict, " ".join(judgement.reasons[:3]), digests, rules, _actor())
+        judged = JudgedRelease(judgement.verdict, _in_short(judgement), digests, rules, _actor())
         version, state = _record(office, model_name, subject, judged)
         decision = _decision(case, judgement, judged, model_name, version)
         with write_artifact(
@@ -226,7 +232,8 @@ def _candidate_subject(view: LedgerView, artifact: Artifact) -> _Subject:
     if champion is not None and view.digest(champion) == artifact.digest:
         champion, version, reason = None, view.champion, f"The candidate is the champion (version {champion}) already."
     champion_digest = view.digest(champion) if champion else None
-    return _Subject(artifact.digest, version, artifact, champion, champion_digest, reason, None)
+    trained_from = artifact.manifest.get("inputs", {}).get("policy") or None
+    return _Subject(artifact.digest, version, artifact, champion, champion_digest, reason, trained_from)
 
 
 def _live_subject(view: LedgerView) -> _Subject:
@@ -250,7 +257,7 @@ def _open_case(
     evaluation, human, reward_model, heldout, history = sources
     check_provenance(
         candidate_digest=subject.digest,
-        predecessor_digest=subject.predecessor,
+        baseline_digest=subject.baseline,
         evaluation=evaluation,
         human=human,
         reward_model=reward_model,
@@ -279,6 +286,24 @@ def _rejected_before(view: LedgerView, subject: _Subject) -> list[Criterion]:
     said = f" by {entry.actor}: {entry.reason}" if entry else ""
     reason = f"These weights were rejected as version {subject.version}{said} A rejection is final."
     return [Criterion("rejection", Finding.BLOCK, reason, source=f"ledger of {view.model}")]
+
+
+def _unchecked_baseline(subject: _Subject) -> list[str]:
+    """What to say of a candidate whose artifact does not tell what it was trained from."""
+    if subject.artifact is None or subject.baseline is not None:
+        return []
+    return [_BASELINE_NOT_CHECKED]
+
+
+def _with_notes(judgement: Judgement, notes: list[str]) -> Judgement:
+    """The judgement with what a reader must know beside its reasons."""
+    return replace(judgement, reasons=judgement.reasons + notes)
+
+
+def _in_short(judgement: Judgement) -> str:
+    """The first reasons, for the ledger; that the baseline was not checked is never cut off."""
+    first, rest = judgement.reasons[:3], judgement.reasons[3:]
+    return " ".join(first + [reason for reason in rest if reason == _BASELINE_NOT_CHECKED])
 
 
 def _digests(case: Case, subject: _Subject) -> dict[str, str]:

@@ -72,6 +72,22 @@ def test_evidence_about_another_model_is_an_error_everywhere(tmp_path: Path) -> 
     assert "another model" in found["kl.sequence"].reason
 
 
+def test_another_reference_than_the_candidate_was_trained_from_is_an_error_everywhere(tmp_path: Path) -> None:
+    found = _all(make_case(make_evidence(tmp_path, reference_digest="w" * 64, trained_from="s" * 64)))
+    for name in ("kl.sequence", "divergence.harm", "human_preference.reference", "safety.share"):
+        assert found[name].verdict is Finding.ERROR, name
+    assert "reference has digest wwwwwwwwwwww, but ssssssssssss is the baseline" in found["kl.sequence"].reason
+
+
+def test_an_evaluation_without_the_digest_of_its_reference_does_not_pass(tmp_path: Path) -> None:
+    def forget(models: Any) -> Any:
+        del models["reference"]["digest"]
+        return models
+
+    found = _all(make_case(make_evidence(tmp_path, edits={"models.json": forget})))
+    assert found["human_preference.reference"].verdict is Finding.HOLD
+
+
 @pytest.mark.parametrize(
     ("exchanged", "name", "words"),
     [

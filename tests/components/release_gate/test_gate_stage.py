@@ -81,6 +81,7 @@ def test_a_good_candidate_is_promoted_and_the_decision_says_why(tmp_path: Path) 
         "divergence",
     } <= set(decision)
     assert decision["digests"]["candidate"] == digest_of_policy(evidence.candidate)
+    assert not any("NOT checked" in reason for reason in decision["reasons"])
     assert "raters: simulated votes are accepted: yes (production: no)" in decision["policy"]["looser_than_production"]
     assert set(decision["divergence"]) == {"reward_win_rate", "human_win_rate", "gap", "ci95", "slope"}
     promoted = run_promote(decision=str(tmp_path / "decision"))
@@ -89,6 +90,21 @@ def test_a_good_candidate_is_promoted_and_the_decision_says_why(tmp_path: Path) 
     assert champion is not None
     assert champion.digest == digest_of_policy(evidence.candidate)
     assert run_promote(decision=str(tmp_path / "decision"))["changed"] is False
+
+
+def test_a_candidate_compared_with_another_policy_than_it_was_trained_from_is_never_promoted(tmp_path: Path) -> None:
+    result = _gate(tmp_path, make_evidence(tmp_path / "weak", trained_from="s" * 64))
+    assert (result["verdict"], result["promote"], result["state"]) == ("ERROR", False, "ERROR")
+    assert "it is compared with another one" in _decision(tmp_path)["reasons"][0]
+
+
+def test_a_candidate_that_does_not_name_what_it_was_trained_from_is_judged_and_that_is_said(tmp_path: Path) -> None:
+    result = _gate(tmp_path, make_evidence(tmp_path / "good", trained_from=None))
+    assert result["verdict"] == "PROMOTE"
+    reason = _decision(tmp_path)["reasons"][-1]
+    assert reason.startswith("NOT checked: whether the reference is the policy that the candidate was trained from")
+    asked = next(entry for entry in operations.history(MODEL) if entry["event"] == "await_approval")
+    assert reason in asked["reason"]
 
 
 def test_production_holds_simulated_votes_and_asks_for_people(tmp_path: Path) -> None:

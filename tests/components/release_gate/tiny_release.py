@@ -60,9 +60,10 @@ class Evidence:
         return {**self.__dict__, **overrides}
 
 
-def make_weights(folder: Path, text: str) -> str:
-    """A policy artifact whose weights are `text`; returns its digest."""
-    with write_artifact(folder, "policy", stage="ppo") as draft:
+def make_weights(folder: Path, text: str, *, trained_from: str | None = None) -> str:
+    """A policy artifact whose weights are `text`; returns its digest, which does not depend on `trained_from`."""
+    inputs = {"policy": trained_from} if trained_from else {}
+    with write_artifact(folder, "policy", inputs=inputs, stage="ppo") as draft:
         write_text(draft.path / "model.safetensors", text)
         write_json(draft.path / "policy.json", {"format": "full", "base_model": "x", "base_digest": "y", "step": 1})
     return read_artifact(folder, "policy").digest
@@ -93,6 +94,7 @@ def make_evidence(
     seed: int = 0,
     edits: dict[str, Edit] | None = None,
     candidate_digest: str | None = None,
+    trained_from: str | None = "r" * 64,
 ) -> Evidence:
     """Writes candidate and evidence below `root`.
 
@@ -106,10 +108,11 @@ def make_evidence(
         seed: Of the made-up numbers.
         edits: By file name, a function from its content to the content to write instead.
         candidate_digest: Digest that the evaluation names as candidate, if not that of `weights`.
+        trained_from: Digest of the policy that the candidate names as its input, if any.
     """
     rng = np.random.default_rng(seed)
     edits = edits or {}
-    digest = make_weights(root / "candidate", weights)
+    digest = make_weights(root / "candidate", weights, trained_from=trained_from)
     models = {
         "reference": {"digest": reference_digest, "step": None, "name": "sft"},
         "candidate": {"digest": candidate_digest or digest, "step": 60, "name": "candidate"},
@@ -137,7 +140,9 @@ def make_case(evidence: Evidence, **overrides: Any) -> Case:
         "reward_model": read_source("reward_model", evidence.reward_model, "reward_model"),
         "heldout": read_source("heldout_reward_model", evidence.heldout_reward_model, "reward_model"),
     }
-    check_provenance(candidate_digest=digest_of_policy(evidence.candidate), predecessor_digest=None, **sources)
+    candidate = read_artifact(evidence.candidate, "policy")
+    baseline = candidate.manifest["inputs"].get("policy")
+    check_provenance(candidate_digest=candidate.digest, baseline_digest=baseline, **sources)
     values: dict[str, Any] = {
         "policy": make_policy(),
         "mode": "candidate",
