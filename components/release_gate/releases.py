@@ -7,7 +7,7 @@ asks and however often; weights whose earlier release has ended come as a new ve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from components.release_gate.entries import LedgerView, Move
@@ -19,7 +19,19 @@ from components.shared.artifacts import Artifact
 from components.shared.files import digest_of
 from components.shared.tracking import pipeline_run
 
-__all__ = ["JudgedRelease", "binding_of", "find_release", "record_live_verdict", "record_verdict", "register"]
+__all__ = [
+    "ANONYMOUS",
+    "JudgedRelease",
+    "binding_of",
+    "find_release",
+    "record_live_verdict",
+    "record_verdict",
+    "register",
+    "unknown_requester",
+]
+
+ANONYMOUS = "pipeline"
+"""Who acts when nobody is named: no person, so nobody who could be kept from approving."""
 
 _ENDED = frozenset({State.EXPIRED, State.SUPERSEDED, State.ROLLED_BACK, State.RETIRED})
 _VERDICT_EVENTS = (Event.AWAIT_APPROVAL, Event.HOLD, Event.BLOCK, Event.FAIL)
@@ -121,7 +133,8 @@ def record_verdict(office: Office, model: str, version: str, judged: JudgedRelea
         if state not in _TO_COLLECTING or _already_recorded(view, version, judged):
             return []
         events = [*_TO_COLLECTING[state], _CANDIDATE_EVENT[judged.verdict]]
-        moves = [_move(version, event, judged) for event in events]
+        asked = replace(judged, reason=" ".join([judged.reason, *unknown_requester(view, version, judged)]))
+        moves = [_move(version, event, asked) for event in events]
         return moves + ([_cleared_by_policy(version, judged)] if _needs_nobody(judged) else [])
 
     view, _ = office.record(model, plan)
@@ -140,6 +153,14 @@ def record_live_verdict(office: Office, model: str, version: str, judged: Judged
 
     view, _ = office.record(model, plan)
     return view.state(version)
+
+
+def unknown_requester(view: LedgerView, version: str, judged: JudgedRelease) -> list[str]:
+    """A sentence for those who are asked to approve a release that nobody known asked for; else nothing."""
+    awaits = judged.verdict is Verdict.PROMOTE and not _needs_nobody(judged)
+    if not awaits or view.requester(version).strip().casefold() != ANONYMOUS:
+        return []
+    return ["The requester is not known (PLUMBLINE_ACTOR was not set), so the two-person rule cannot exclude them."]
 
 
 def _move(version: str, event: Event, judged: JudgedRelease) -> Move:

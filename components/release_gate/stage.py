@@ -24,11 +24,13 @@ from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_f
 from components.release_gate.promotion import Outcome, PromotionError, promote, rollback
 from components.release_gate.provenance import check_provenance
 from components.release_gate.releases import (
+    ANONYMOUS,
     JudgedRelease,
     binding_of,
     record_live_verdict,
     record_verdict,
     register,
+    unknown_requester,
 )
 from components.release_gate.states import Event, State, is_live
 from components.release_gate.verdict import Judgement, Verdict, decide
@@ -134,6 +136,8 @@ def run_gate(
         digests = _digests(case, subject)
         judged = JudgedRelease(judgement.verdict, _in_short(judgement), digests, rules, _actor())
         version, state = _record(office, model_name, subject, judged)
+        if not case.live:
+            judgement = _with_notes(judgement, unknown_requester(office.ledger.view(model_name), version, judged))
         decision = _decision(case, judgement, judged, model_name, version)
         with write_artifact(
             output, "decision", inputs=digests, settings=rules.model_dump(mode="json"), stage="release_gate"
@@ -383,7 +387,7 @@ def _announce(judgement: Judgement, looser: list[str], rules: GatePolicy, model:
 
 
 def _actor() -> str:
-    actor = os.environ.get(ACTOR_VARIABLE, "pipeline").strip()
+    actor = os.environ.get(ACTOR_VARIABLE, ANONYMOUS).strip()
     if not actor:
         raise InputError("is empty.", where=ACTOR_VARIABLE, hint="Name who acts, or leave it unset.")
     return actor

@@ -128,6 +128,21 @@ def test_production_passes_people_and_then_waits_for_two_of_them(tmp_path: Path)
     assert run_promote(decision=str(tmp_path / "decision"))["promoted"]
 
 
+@pytest.mark.parametrize(
+    ("actor", "policy", "said"), [(None, "production", True), ("carol", "production", False), (None, None, False)]
+)
+def test_that_the_requester_is_unknown_is_said_where_people_are_asked_to_approve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, actor: str | None, policy: str | None, said: bool
+) -> None:
+    if actor:
+        monkeypatch.setenv("PLUMBLINE_ACTOR", actor)
+    _gate(tmp_path, make_evidence(tmp_path / "good"), policy=policy or _write_policy(tmp_path))
+    words = "The requester is not known (PLUMBLINE_ACTOR was not set), so the two-person rule cannot exclude them."
+    assert (words in _decision(tmp_path)["reasons"]) is said
+    asked = next(entry for entry in operations.history(MODEL) if entry["event"] == "await_approval")
+    assert (words in asked["reason"]) is said
+
+
 def test_an_overoptimised_candidate_is_blocked_and_the_champion_stays(tmp_path: Path) -> None:
     champion = _promote_first(tmp_path)
     evidence = make_evidence(tmp_path / "bad", story="overoptimized", weights="bad", champion_digest=champion)
