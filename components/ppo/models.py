@@ -24,6 +24,7 @@ from components.ppo.settings import LoRASettings
 from components.shared.errors import InputError
 from components.shared.files import write_json
 from components.shared.models import save_policy
+from components.shared.scoring import forbid_pad_
 
 __all__ = ["ActorCritic", "SeparateModels", "SharedBackbone", "ValueHead"]
 
@@ -46,7 +47,7 @@ class ActorCritic(ABC):
 
     @abstractmethod
     def policy_logits(self, batch: PackedBatch) -> Tensor:
-        """Logits of the policy before each response token, `(tokens, vocabulary)`, float32."""
+        """Logits of the policy before each response token, `(tokens, vocabulary)`, float32; the pad token's is -inf."""
 
     @abstractmethod
     def reference_logits(self, batch: PackedBatch) -> Tensor:
@@ -249,11 +250,12 @@ def _response_hidden(backbone: nn.Module, batch: PackedBatch) -> Tensor:
 
 def _head_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     head: Any = model.get_output_embeddings()
-    return head(_response_hidden(model.base_model, batch)).float()
+    return forbid_pad_(head(_response_hidden(model.base_model, batch)).float(), batch.pad_id)
 
 
 def _whole_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    return model(input_ids=batch.input_ids, use_cache=False).logits[batch.rows, batch.columns].float()
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits[batch.rows, batch.columns].float()
+    return forbid_pad_(logits, batch.pad_id)
 
 
 def _logits_function(model: PreTrainedModel) -> Any:
@@ -264,7 +266,8 @@ def _logits_function(model: PreTrainedModel) -> Any:
     with torch.no_grad():
         probe = torch.arange(8, device=model.device).unsqueeze(0) % model.config.vocab_size
         columns = torch.arange(8, device=model.device)
-        batch = PackedBatch(input_ids=probe, rows=torch.zeros_like(columns), columns=columns, targets=columns)
+        rows = torch.zeros_like(columns)
+        batch = PackedBatch(input_ids=probe, rows=rows, columns=columns, targets=columns, pad_id=0)
         if model.get_output_embeddings() is None:
             return _whole_logits
         same = torch.allclose(_head_logits(model, batch), _whole_logits(model, batch), rtol=1e-3, atol=1e-3)

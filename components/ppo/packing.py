@@ -25,12 +25,14 @@ class PackedBatch:
         rows: `(tokens,)`, the sequence of each response token.
         columns: `(tokens,)`, the position in `input_ids` that predicts it.
         targets: `(tokens,)`, its token id.
+        pad_id: The pad token, which no response has.
     """
 
     input_ids: Tensor
     rows: Tensor
     columns: Tensor
     targets: Tensor
+    pad_id: int
 
 
 def pack(
@@ -53,6 +55,7 @@ def pack(
         rows=torch.tensor(rows, device=device),
         columns=torch.tensor(columns, device=device),
         targets=torch.tensor(targets, device=device),
+        pad_id=pad_id,
     )
 
 

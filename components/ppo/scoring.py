@@ -127,8 +127,7 @@ def require_finite(what: str, *tensors: Tensor) -> None:
 
 def _entropy(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits), `(tokens,)`, nats."""
-    logprobs = torch.log_softmax(logits, dim=1)
-    return -(logprobs.exp() * logprobs).sum(dim=1)
+    return torch.special.entr(torch.softmax(logits, dim=1)).sum(dim=1)
 
 
 def _decode_gap(rollout: Rollout, logprobs: Tensor, mask: Tensor) -> float:

@@ -1,8 +1,9 @@
 """Sampling exactly from the policy that is scored.
 
 `transformers.generate` fills in sampling defaults at run time (top_k=50 among them); what it then samples is not the
-policy whose log-probabilities are taken. This loop samples from softmax(logits / temperature) and nothing else, returns
-the log-probability of each sampled token, and drops finished rows from the batch and from the KV cache.
+policy whose log-probabilities are taken. This loop samples from softmax(logits / temperature) over all tokens but the
+pad token, and from nothing else, returns the log-probability of each sampled token, and drops finished rows from the
+batch and from the KV cache. Log-probabilities are taken without the pad token everywhere (`scoring.forbid_pad_`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from components.shared.models import stop_token_ids
+from components.shared.scoring import forbid_pad_
 
 __all__ = ["Generation", "generate"]
 
@@ -107,7 +109,7 @@ def _generate_batch(
             use_cache=True,
             logits_to_keep=1,
         )
-        tokens, logprobs = _sample(output.logits[:, -1].float(), temperature, generator)
+        tokens, logprobs = _sample(forbid_pad_(output.logits[:, -1].float(), pad), temperature, generator)
         stopped = torch.isin(tokens, stops)
         for row, token, logprob, stop in zip(
             active.tolist(), tokens.tolist(), logprobs.tolist(), stopped.tolist(), strict=True

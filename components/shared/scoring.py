@@ -7,7 +7,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["response_logprobs", "rewards", "right_pad", "sequence_kl"]
+__all__ = ["forbid_pad_", "response_logprobs", "rewards", "right_pad", "sequence_kl"]
+
+
+def forbid_pad_(logits: torch.Tensor, pad: int) -> torch.Tensor:
+    """Takes the pad token, in place, out of the distribution over the last dimension of `logits`.
+
+    A sampled pad token would look like padding: the reward model and the text would not see it, length and KL would
+    count it. So no answer has one, and what is scored is the distribution that was sampled from.
+    """
+    return logits.index_fill_(-1, torch.tensor(pad, device=logits.device), -torch.inf)
 
 
 @torch.no_grad()
@@ -22,6 +31,8 @@ def response_logprobs(
 ) -> list[torch.Tensor]:
     """log pi(token | prompt, tokens before it) of every response token, by one full forward pass.
 
+    pi is the policy without its pad token, as in `generation`.
+
     Args:
         model: Causal language model.
         tokenizer: Its tokenizer (pad token).
@@ -33,16 +44,17 @@ def response_logprobs(
     Returns:
         One float32 tensor (response_length,) an answer, in nats, on the CPU, in the order given.
     """
+    pad = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     results: list[torch.Tensor] = [torch.empty(0)] * len(responses_ids)
     for chosen in _length_sorted_batches(prompts_ids, responses_ids, batch_size):
         rows = [prompts_ids[i] + responses_ids[i] for i in chosen]
-        ids, mask = right_pad(rows, int(tokenizer.pad_token_id), model.device)  # pyright: ignore[reportArgumentType]
+        ids, mask = right_pad(rows, pad, model.device)
         longest_response = max(len(responses_ids[i]) for i in chosen)
         width = ids.shape[1]
         first = min(len(prompts_ids[i]) for i in chosen) - 1
         keep = max(width - first, longest_response + 1)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
-        logprobs = torch.log_softmax(logits[:, :-1].float() / temperature, dim=-1)
+        logprobs = torch.log_softmax(forbid_pad_(logits[:, :-1].float() / temperature, pad), dim=-1)
         targets = ids[:, width - keep + 1 :]
         picked = logprobs.gather(2, targets.unsqueeze(2)).squeeze(2).cpu()
         offset = width - keep + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,23 @@ def test_logprobs_equal_those_of_the_shared_scorer(make: Any, parameterisation: 
 
     for ours, theirs in zip(_packed_logprobs(models, temperature=temperature), expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+def test_what_is_learned_from_is_what_was_sampled_where_the_pad_token_is_likely(parameterisation: str) -> None:
+    policy = make_policy()
+    pad = torch.zeros(14)
+    pad[0] = 20.0
+    policy.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + pad)
+    trainer = make_trainer(policy=policy, parameterisation=parameterisation)
+
+    rollout = trainer.rollout()
+    row = trainer.step()
+
+    assert all(0 not in response for response in rollout.responses_ids)
+    assert row["logprob_gap"] < 1e-4
+    assert row["approx_kl_update"] < 1.0
+    assert 0 < row["entropy"] < math.log(13)
 
 
 @pytest.mark.parametrize("parameterisation", ["full", "lora"])

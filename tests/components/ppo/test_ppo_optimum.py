@@ -102,10 +102,10 @@ def test_kl_reaches_its_target_where_reward_pays_for_drift(target: float) -> Non
 
 
 def _every_answer(tokens: int) -> list[list[int]]:
-    """Every answer of at most `tokens` tokens that sampling can give: EOS (2) ends it."""
+    """Every answer of at most `tokens` tokens that sampling can give: EOS (2) ends it, pad (0) is not sampled."""
     if tokens == 1:
-        return [[token] for token in range(14)]
-    return [[2], *([first, *rest] for first in range(14) if first != 2 for rest in _every_answer(tokens - 1))]
+        return [[token] for token in range(1, 14)]
+    return [[2], *([first, *rest] for first in range(1, 14) if first != 2 for rest in _every_answer(tokens - 1))]
 
 
 def _answer_logprobs(trainer: PPOTrainer, answers: list[list[int]]) -> Tensor:

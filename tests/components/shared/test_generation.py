@@ -16,14 +16,15 @@ TOKENIZER = make_tokenizer()
 PROMPTS = [[1, 20, 30], [1, 40], [1, 50, 60, 70, 80], [1, 33], [1, 20, 30, 31]]
 
 
-def _make_policy(*, seed: int = 0, shape: str = "llama", eos_logit: float = 0.0) -> Any:
+def _make_policy(*, seed: int = 0, shape: str = "llama", eos_logit: float = 0.0, pad_logit: float = 0.0) -> Any:
     """A random policy; `eos_logit` is added to EOS's logit at every step, so that answers end sooner."""
     policy = make_model(TOKENIZER, seed=seed, shape=shape, **SIZES).eval()  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         policy.get_input_embeddings().weight.mul_(4.0)  # pyright: ignore[reportCallIssue]
-    if eos_logit:
+    if eos_logit or pad_logit:
         bias = torch.zeros(len(TOKENIZER))
         bias[TOKENIZER.eos_token_id] = eos_logit  # pyright: ignore[reportArgumentType, reportCallIssue]
+        bias[TOKENIZER.pad_token_id] = pad_logit  # pyright: ignore[reportArgumentType, reportCallIssue]
         policy.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias)
     return policy
 
@@ -39,6 +40,7 @@ def test_the_first_token_is_sampled_from_the_softmax_of_the_logits(shape: str, t
     policy, draws = _make_policy(shape=shape), 4000
     with torch.no_grad():
         logits = policy(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    logits[TOKENIZER.pad_token_id] = -torch.inf
     expected = torch.softmax(logits.double() / temperature, -1)
     sampled = _generate(
         policy, [PROMPTS[0]] * draws, max_new_tokens=1, temperature=temperature, batch_size=draws, seed=1
@@ -53,9 +55,11 @@ def test_the_first_token_is_sampled_from_the_softmax_of_the_logits(shape: str, t
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("eos_logit", [0.0, 6.0])
-def test_log_probabilities_at_decode_agree_with_a_full_forward_pass(shape: str, temperature: float, eos_logit: float):
-    policy = _make_policy(shape=shape, eos_logit=eos_logit)
+@pytest.mark.parametrize("logit", [{}, {"eos_logit": 6.0}, {"pad_logit": 20.0}])
+def test_log_probabilities_at_decode_agree_with_a_full_forward_pass(
+    shape: str, temperature: float, logit: dict[str, float]
+):
+    policy = _make_policy(shape=shape, **logit)
     sampled = _generate(policy, PROMPTS * 4, temperature=temperature, batch_size=7)
     recomputed = response_logprobs(
         policy,
@@ -67,6 +71,13 @@ def test_log_probabilities_at_decode_agree_with_a_full_forward_pass(shape: str, 
     )
     for one, other in zip(sampled, recomputed, strict=True):
         torch.testing.assert_close(torch.tensor(one.logprobs), other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_pad_token_is_never_sampled_however_likely_it_is(temperature: float):
+    sampled = _generate(_make_policy(pad_logit=50.0), PROMPTS * 10, temperature=temperature)
+    assert all(TOKENIZER.pad_token_id not in one.response_ids for one in sampled)
+    assert sampled == _generate(_make_policy(), PROMPTS * 10, temperature=temperature)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -43,6 +43,7 @@ def test_log_probabilities_are_those_of_one_unpadded_forward_pass(shape: str, ba
     for prompt, response, logprobs in zip(PROMPTS, RESPONSES, found, strict=True):
         with torch.no_grad():
             logits = policy(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        logits[:, TOKENIZER.pad_token_id] = -torch.inf
         expected = torch.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(response)[:, None]).squeeze(1)
         torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
 
@@ -96,9 +97,9 @@ def test_kl_of_a_policy_to_itself_is_zero_and_its_estimate_is_unbiased():
     prompts, responses = [s.prompt_ids for s in sampled], [s.response_ids for s in sampled]
     own, other = (response_logprobs(m, TOKENIZER, prompts, responses, batch_size=500) for m in (policy, reference))
     with torch.no_grad():
-        exact_own, exact_other = (
-            torch.log_softmax(m(torch.tensor([PROMPTS[0]])).logits[0, -1].double(), -1) for m in (policy, reference)
-        )
+        logits = [m(torch.tensor([PROMPTS[0]])).logits[0, -1, 1:].double() for m in (policy, reference)]
+    assert TOKENIZER.pad_token_id == 0  # left out of the distributions
+    exact_own, exact_other = (torch.log_softmax(each, -1) for each in logits)
     exact = float((exact_own.exp() * (exact_own - exact_other)).sum())
     estimate = sequence_kl(own, other)
     assert sequence_kl(own, own).abs().max() == 0
