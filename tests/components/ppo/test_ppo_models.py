@@ -66,7 +66,8 @@ def test_what_is_learned_from_is_what_was_sampled_where_the_pad_token_is_likely(
     policy = make_policy()
     pad = torch.zeros(14)
     pad[0] = 20.0
-    policy.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + pad)
+    head: Any = policy.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: logits + pad)
     trainer = make_trainer(policy=policy, parameterisation=parameterisation)
 
     rollout = trainer.rollout()

@@ -57,7 +57,7 @@ def test_the_first_token_is_sampled_from_the_softmax_of_the_logits(shape: str, t
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("logit", [{}, {"eos_logit": 6.0}, {"pad_logit": 20.0}])
 def test_log_probabilities_at_decode_agree_with_a_full_forward_pass(
-    shape: str, temperature: float, logit: dict[str, float]
+    shape: str, temperature: float, logit: dict[str, Any]
 ):
     policy = _make_policy(shape=shape, **logit)
     sampled = _generate(policy, PROMPTS * 4, temperature=temperature, batch_size=7)
