@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_NEW_HEAD = "score.weight"
+_HEAD = "score.weight"
 
 hf_logging.disable_progress_bar()  # a step reports its own progress
 hf_logging.set_verbosity_error()  # what a load lacks is checked below, not left to a warning
@@ -161,7 +161,8 @@ def load_reward_model(
     before training, so the Bradley-Terry loss starts at ln 2.
 
     Raises:
-        InputError: The architecture has no sequence classifier, or a folder without weights.
+        InputError: The architecture has no sequence classifier, a folder without weights, or a reward model without
+            its head.
     """
     device = device or pick_device()
     tokenizer = load_tokenizer(source)
@@ -170,6 +171,7 @@ def load_reward_model(
     model = _load_weights(
         AutoModelForSequenceClassification,
         source,
+        may_lack=frozenset() if is_reward_model else frozenset({_HEAD}),
         dtype=dtype or pick_dtype(device),
         num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
@@ -199,7 +201,9 @@ def _load_config(source: str | Path) -> Any:
         raise InputError(f"no model config can be loaded: {first_line(error)}", where=str(source)) from error
 
 
-def _load_weights(model_class: Any, source: str | Path, **options: Any) -> Any:
+def _load_weights(
+    model_class: Any, source: str | Path, *, may_lack: frozenset[str] = frozenset(), **options: Any
+) -> Any:
     _load_config(source)
     _require_weights(source)
     try:
@@ -210,7 +214,7 @@ def _load_weights(model_class: Any, source: str | Path, **options: Any) -> Any:
         raise InputError(
             f"cannot be loaded as {model_class.__name__}: {first_line(error)}", where=str(source)
         ) from error
-    if missing := sorted(set(found["missing_keys"]) - {_NEW_HEAD}):
+    if missing := sorted(set(found["missing_keys"]) - may_lack):
         raise InputError(
             f"the weights lack {len(missing)} tensors, {missing[0]!r} among them; they would start at random.",
             where=str(source),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -233,3 +234,14 @@ def test_a_trained_reward_model_keeps_its_head(tmp_path: Path, shape: str):
     )
     torch.testing.assert_close(before, after)
     assert float(after.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_reward_model_without_its_head_is_an_error(tmp_path: Path, shape: str):
+    folder = _make_folder(tmp_path / "policy", shape=shape)
+    save_reward_model(load_reward_model(folder), load_tokenizer(folder), tmp_path / "rm")
+    weights = load_file(tmp_path / "rm" / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, tmp_path / "rm" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 tensors, 'score\.weight'"):
+        load_reward_model(tmp_path / "rm")
