@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class PreferenceRater(Protocol):
-    """What `raters: module:attribute` names: a class, called with the seed, whose instances have this method."""
+    """What `raters: module:attribute` names: a class, called with the seed, whose instances look like this."""
+
+    kind: Literal["simulated", "ai"]
 
     def prefer(
         self, record: PromptRecord, response_a: str, response_b: str, *, finished_a: bool, finished_b: bool
@@ -45,11 +47,18 @@ def load_rater(reference: str, *, seed: int) -> PreferenceRater:
         seed: Passed to it, so that a run can be repeated.
 
     Raises:
-        InputError: No such plug-in, or it has no method `prefer`.
+        InputError: No such plug-in, no method `prefer`, or a kind that it may not claim.
     """
+    where = f"plug-in {reference}"
     rater = load_attribute(reference)(seed)
     if not callable(getattr(rater, "prefer", None)):
-        raise InputError("the rater has no method 'prefer'.", where=f"plug-in {reference}")
+        raise InputError("the rater has no method 'prefer'.", where=where)
+    if getattr(rater, "kind", None) not in ("simulated", "ai"):
+        raise InputError(
+            f"the rater's kind is {getattr(rater, 'kind', None)!r}.",
+            where=where,
+            hint="Set it to 'simulated' or 'ai'; preferences of people come as data (collection.source: dataset).",
+        )
     return rater
 
 
@@ -71,7 +80,7 @@ def judge_pairs(
         InputError: The rater returned something else than a preference.
     """
     return [
-        _preference_record(number, pair, _ask(rater, pair, where), provenance)
+        _preference_record(number, pair, _ask(rater, pair, where), rater.kind, provenance)
         for number, pair in enumerate(track(pairs, "judge pairs"))
     ]
 
@@ -97,7 +106,11 @@ def _ask(rater: PreferenceRater, pair: AnswerPair, where: str) -> _Preference:
 
 
 def _preference_record(
-    number: int, pair: AnswerPair, preference: _Preference, provenance: dict[str, Any]
+    number: int,
+    pair: AnswerPair,
+    preference: _Preference,
+    kind: Literal["simulated", "ai"],
+    provenance: dict[str, Any],
 ) -> PreferenceRecord:
     chosen, rejected = (pair.first, pair.second) if preference.choice == "a" else (pair.second, pair.first)
     return PreferenceRecord(
@@ -109,7 +122,7 @@ def _preference_record(
         rejected=rejected.text,
         rater=preference.rater,
         strength=preference.strength,
-        source="simulated",
+        source=kind,
         chosen_finished=chosen.finished,
         rejected_finished=rejected.finished,
         metadata={

@@ -40,6 +40,8 @@ class PreferenceRaters:
         seed: Seed of their noise.
     """
 
+    kind = "simulated"
+
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.raters = [f"annotator-{number:02d}" for number in range(1, 9)]

@@ -21,6 +21,8 @@ _RATER = f"{__name__}:LongerRater"
 class LongerRater:
     """Prefers the answer with more characters."""
 
+    kind = "simulated"
+
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
@@ -32,6 +34,18 @@ class LongerRater:
 class UndecidedRater(LongerRater):
     def prefer(self, *args: Any, **options: Any):
         return {"choice": "tie", "rater": "u", "strength": 0.5}
+
+
+class AIRater(LongerRater):
+    kind = "ai"
+
+
+class ClaimsToBeHuman(LongerRater):
+    kind = "human"
+
+
+class SaysNoKind(LongerRater):
+    kind = None
 
 
 class NoRater:
@@ -95,6 +109,11 @@ def test_pairs_are_sampled_judged_and_kept_with_their_provenance(policy: Path, d
     assert (provenance["pairs"], provenance["answers"], provenance["pairs_by_rater"]) == (8, 16, {"longer-3": 8})
 
 
+def test_pairs_that_a_model_judged_are_marked_as_such(policy: Path, dataset: Path, tmp_path: Path):
+    _run(policy, dataset, tmp_path / "pairs", raters=f"{__name__}:AIRater")
+    assert {row["source"] for row in read_jsonl(tmp_path / "pairs" / "pairs.jsonl")} == {"ai"}
+
+
 def test_an_answer_cut_at_the_length_limit_is_marked(policy: Path, dataset: Path, tmp_path: Path):
     _run(policy, dataset, tmp_path / "pairs", max_response_tokens=2)
     rows = list(read_jsonl(tmp_path / "pairs" / "pairs.jsonl"))
@@ -125,6 +144,8 @@ def test_the_users_pairs_are_passed_through(policy: Path, dataset: Path, tmp_pat
     [
         ({"raters": f"{__name__}:UndecidedRater"}, "returned .*choice"),
         ({"raters": f"{__name__}:NoRater"}, "no method 'prefer'"),
+        ({"raters": f"{__name__}:ClaimsToBeHuman"}, "kind is 'human'"),
+        ({"raters": f"{__name__}:SaysNoKind"}, "kind is None"),
         ({"raters": "no.such.module:Rater"}, "cannot import"),
         ({"source": "dataset", "raters": None}, "no preference data"),
         ({"raters": None}, "needs the setting raters"),
