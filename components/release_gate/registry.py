@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -36,6 +38,10 @@ _REQUEST = "plumbline.request"
 _FOLDER = "policy"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _PAGE = 1000
+_PAUSES = (0.1, 0.3, 1.0, 3.0)
+"""Seconds before a write is tried again."""
+_CONTENTION = ("BAD_REQUEST", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+"""MLflow's codes for a database error of any kind."""
 
 
 class RegistryError(PlumblineError):
@@ -113,15 +119,15 @@ class Registry:
     def set_alias(self, model: str, alias: str, version: str | None) -> None:
         """Points an alias at a version, or removes it (None). Setting it twice is setting it once."""
         if version is None:
-            self._client.delete_registered_model_alias(model, alias)
+            _patiently(lambda: self._client.delete_registered_model_alias(model, alias))
         else:
-            self._client.set_registered_model_alias(model, alias, version)
+            _patiently(lambda: self._client.set_registered_model_alias(model, alias, version))
 
     def anchor(self, model: str, version: str, head: tuple[int, str]) -> None:
         """Writes the ledger's head into a version's tags, unless they name a later one."""
         anchored = _parse_head(self._version_tags(model, version).get(_HEAD))
         if anchored is None or anchored[0] < head[0]:
-            self._client.set_model_version_tag(model, version, _HEAD, f"{head[0]}:{head[1]}")
+            _patiently(lambda: self._client.set_model_version_tag(model, version, _HEAD, f"{head[0]}:{head[1]}"))
 
     def anchored_heads(self, model: str) -> list[tuple[int, str]]:
         """The ledger heads in the tags of all versions."""
@@ -177,6 +183,23 @@ class Registry:
             if found is None:
                 raise
             return found.experiment_id
+
+
+def _patiently(write: Callable[[], object]) -> None:
+    """Writes again when another writer was in the way (a locked store, a row that just came or went).
+
+    Every write here may be repeated.
+    """
+    for pause in _PAUSES:
+        try:
+            write()
+        except MlflowException as error:
+            if error.error_code not in _CONTENTION:
+                raise
+            time.sleep(pause)
+        else:
+            return
+    write()
 
 
 def _check_name(model: str) -> None:
