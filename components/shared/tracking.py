@@ -6,8 +6,8 @@ Which run is the parent is environment, not a parameter, so that it never change
 - otherwise the step opens a run of its own under the run tagged with `PLUMBLINE_RUN_ID` (opened by whichever is first);
 - no `MLFLOW_TRACKING_URI`: metrics go to the log, and training goes on.
 
-A tracking server that fails in the middle of a step never costs a trained model: the failure is logged and the step
-goes on.
+A tracking server that fails in the middle of a step never costs a trained model, nor much time: the failure is logged
+and the step goes on, and after three failures in a row it stops trying.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 _RUN_TAG = "plumbline.run_id"
 _STAGE_TAG = "plumbline.stage"
 _PARAM_LIMIT = 6000  # MLflow cuts longer values
+_FAILURES_BORNE = 3
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""MLflow's own defaults, 7 retries with backoff and 120 s, hold a step up for minutes at every call."""
 
 
 class StageRun:
@@ -39,6 +42,7 @@ class StageRun:
     def __init__(self, client: Any | None, run_id: str | None) -> None:
         self._client = client
         self.run_id = run_id
+        self._failures = 0
 
     def log_metrics(self, metrics: Mapping[str, float | int | None], step: int | None = None) -> None:
         """Logs finite numbers; None is skipped, NaN and infinity are logged as a warning."""
@@ -48,45 +52,60 @@ class StageRun:
                 finite[name] = float(value)
             elif value is not None:
                 logger.warning("metric %s is %s at step %s", name, value, step)
-        if self._client is None:
-            logger.debug("metrics at step %s: %s", step, finite)
+        if not self._is_heard:
+            logger.log(logging.INFO if self._client else logging.DEBUG, "metrics at step %s: %s", step, finite)
             return
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
         rows = [Metric(name, value, now, step or 0) for name, value in finite.items()]
-        with _never_fatal("log metrics"):
-            self._client.log_batch(self.run_id, metrics=rows)
+        with self._sending("log metrics") as client:
+            client.log_batch(self.run_id, metrics=rows)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs parameters; nested mappings become dotted names."""
-        if self._client is None:
+        if not self._is_heard:
             return
         from mlflow.entities import Param
 
         rows = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in _flatten(params)]
-        with _never_fatal("log parameters"):
+        with self._sending("log parameters") as client:
             for start in range(0, len(rows), 100):
-                self._client.log_batch(self.run_id, params=rows[start : start + 100])
+                client.log_batch(self.run_id, params=rows[start : start + 100])
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         """Uploads a file, or a folder with all in it."""
-        if self._client is None:
+        if not self._is_heard:
             return
-        with _never_fatal(f"upload {path}"):
+        with self._sending(f"upload {path}") as client:
             if Path(path).is_dir():
-                self._client.log_artifacts(self.run_id, str(path), artifact_path)
+                client.log_artifacts(self.run_id, str(path), artifact_path)
             else:
-                self._client.log_artifact(self.run_id, str(path), artifact_path)
+                client.log_artifact(self.run_id, str(path), artifact_path)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags on the step's run."""
-        if self._client is None:
+        if not self._is_heard:
             return
-        with _never_fatal("set tags"):
+        with self._sending("set tags") as client:
             for name, value in tags.items():
-                self._client.set_tag(self.run_id, name, value)
+                client.set_tag(self.run_id, name, value)
+
+    @property
+    def _is_heard(self) -> bool:
+        return self._client is not None and self._failures < _FAILURES_BORNE
+
+    @contextlib.contextmanager
+    def _sending(self, what: str) -> Iterator[Any]:
+        """Yields the client; counts failures in a row."""
+        sent = False
+        with _never_fatal(what):
+            yield self._client
+            sent = True
+        self._failures = 0 if sent else self._failures + 1
+        if self._failures == _FAILURES_BORNE:
+            logger.warning("MLflow: failed %d times in a row; the rest of the step goes to the log.", _FAILURES_BORNE)
 
 
 @contextlib.contextmanager
@@ -170,6 +189,8 @@ def _client_and_experiment() -> tuple[Any, str]:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     client = MlflowClient()
     if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return client, given
@@ -186,6 +207,7 @@ def _client_and_experiment() -> tuple[Any, str]:
 
 
 def _end(run: StageRun, status: str) -> None:
+    """Closes the run; tried whatever failed before, so that a server that is back knows how the step ended."""
     if run._client is None or os.environ.get("MLFLOW_RUN_ID"):
         return  # a run that KFP opened is KFP's to close
     with _never_fatal("end the run"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,53 @@ def test_a_dead_server_costs_metrics_and_nothing_else(store: Path, monkeypatch: 
         run.log_metrics({"loss": 1.0})
         trained = True
     assert trained
+
+
+def test_a_server_that_dies_in_the_middle_is_given_up_after_three_failures(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "opened-while-the-server-lived")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+    caplog.set_level("INFO", logger="components")
+    with stage_run("sft", settings={"a": 1}) as run:
+        for step in range(1, 6):
+            run.log_metrics({"loss": 1.0 / step}, step=step)
+        run.set_tags({"a": "b"})
+    failures = [message for message in caplog.messages if "could not" in message]
+    assert [failure.split(":")[1].strip() for failure in failures] == [
+        "could not log parameters",
+        "could not log metrics",
+        "could not log metrics",
+    ]
+    assert sum("3 times in a row" in message for message in caplog.messages) == 1
+    assert [message for message in caplog.messages if message.startswith("metrics")] == [
+        f"metrics at step {step}: {{'loss': {1.0 / step}}}" for step in (3, 4, 5)
+    ]
+
+
+def test_a_failure_now_and_then_is_no_reason_to_give_up(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with stage_run("sft") as run:
+        for step in range(1, 9):
+            run.log_artifact(store / "absent")
+            run.log_metrics({"loss": 1.0}, step=step)
+    assert sum("could not upload" in message for message in caplog.messages) == 8
+    assert not any("in a row" in message for message in caplog.messages)
+    assert _runs()["sft"].data.metrics == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "2"), ("5", "5")])
+def test_a_dead_server_is_retried_twice_unless_told_otherwise(
+    store: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, used: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", given or "")
+    if given is None:
+        monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    with stage_run("sft"):
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == used
 
 
 def test_watchers_hear_of_start_progress_and_failure(store: Path) -> None:
