@@ -40,10 +40,12 @@ class BettingBounds:
     """Bounds of a mean after each outcome and after all of them.
 
     Attributes:
-        lower: The mean is above this; fails with probability at most alpha, at any stopping time.
+        lower: The mean is above this; fails with probability at most alpha, at any stopping time. As of the last
+            outcome: it does not depend on their order, and is never above their mean. The running intersection (the
+            last of `lower_path`) is as valid and tighter, but may pass the mean that it bounds.
         upper: The mean is below this; the same guarantee, on its own.
-        lower_path: The lower bound after each outcome, shape `(n,)`; never falls.
-        upper_path: The upper bound after each outcome, shape `(n,)`; never rises.
+        lower_path: The best lower bound by each outcome (running intersection), shape `(n,)`; never falls.
+        upper_path: The best upper bound by each outcome, shape `(n,)`; never rises.
     """
 
     lower: float
@@ -60,20 +62,20 @@ def betting_confidence_sequence(outcomes: Iterable[float], *, alpha: float = 0.0
         alpha: Error probability of *each* bound; together they are a 1 - 2 alpha confidence sequence.
 
     Returns:
-        The bounds and their paths (running intersection).
+        The bounds as of the last outcome, and their paths.
 
     Raises:
         InputError: `outcomes` are empty, not finite or outside [0, 1], or `alpha` is not in (0, 1).
     """
     values = check_vector(outcomes, "outcomes", low=0.0, high=1.0)
     check_confidence(alpha, name="alpha")
-    lower_path = _bankrupted(values, alpha) / GRID
-    upper_path = (GRID - _bankrupted(1.0 - values, alpha)) / GRID
+    below, below_now = _bankrupted(values, alpha)
+    above, above_now = _bankrupted(1.0 - values, alpha)
     return BettingBounds(
-        lower=float(lower_path[-1]),
-        upper=float(upper_path[-1]),
-        lower_path=[float(value) for value in lower_path],
-        upper_path=[float(value) for value in upper_path],
+        lower=below_now / GRID,
+        upper=(GRID - above_now) / GRID,
+        lower_path=[float(value) for value in below / GRID],
+        upper_path=[float(value) for value in (GRID - above) / GRID],
     )
 
 
@@ -95,19 +97,23 @@ def betting_p_value(outcomes: Iterable[float], mean: float = 0.5) -> float:
     return float(np.exp(-max(0.0, log_wealth.max())))
 
 
-def _bankrupted(outcomes: NDArray, alpha: float) -> NDArray:
-    """How many means of the grid are bankrupted by each time, shape `(n,)`. Wealth falls with the claimed mean, so the
-    bankrupted ones are always the first of the grid, and the last of them is the lower bound."""
+def _bankrupted(outcomes: NDArray, alpha: float) -> tuple[NDArray, int]:
+    """How many means of the grid have been bankrupted by each time, shape `(n,)`, and how many are at the end.
+
+    Wealth falls with the claimed mean, so the bankrupted ones are always the first of the grid, and the last of them is
+    the lower bound.
+    """
     means = np.arange(1, GRID) / GRID
-    bankrupted = np.zeros(outcomes.size, dtype=np.int64)
+    bankrupted, now = np.zeros(outcomes.size, dtype=np.int64), 0
     at_once = max(1, min(100, _CELLS_AT_ONCE // (outcomes.size * FRACTIONS.size)))
     for first in range(0, means.size, at_once):
         wealth = _log_wealth(outcomes, means[first : first + at_once])
         out = np.maximum.accumulate(wealth, axis=0) >= -np.log(alpha)
         bankrupted += out.sum(axis=1)
+        now += int((wealth[-1] >= -np.log(alpha)).sum())
         if not out[-1, -1]:
             break
-    return bankrupted
+    return bankrupted, now
 
 
 def _log_wealth(outcomes: NDArray, means: NDArray) -> NDArray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,21 +91,33 @@ def test_swapping_the_roles_mirrors_the_bounds(outcomes: list[float]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(outcome_lists)
-def test_paths_only_tighten_and_end_in_the_bounds(outcomes: list[float]) -> None:
+def test_paths_only_tighten_and_end_within_the_bounds(outcomes: list[float]) -> None:
     bounds = betting_confidence_sequence(outcomes)
     assert len(bounds.lower_path) == len(bounds.upper_path) == len(outcomes)
     assert bounds.lower_path == sorted(bounds.lower_path)
     assert bounds.upper_path == sorted(bounds.upper_path, reverse=True)
-    assert (bounds.lower, bounds.upper) == (bounds.lower_path[-1], bounds.upper_path[-1])
+    assert bounds.lower <= bounds.lower_path[-1]
+    assert bounds.upper_path[-1] <= bounds.upper
     assert 0.0 <= bounds.lower <= 1.0
     assert 0.0 <= bounds.upper <= 1.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(outcome_lists, st.randoms(use_true_random=False))
+def test_bounds_hold_the_mean_and_do_not_depend_on_the_order(outcomes: list[float], random: Random) -> None:
+    bounds = betting_confidence_sequence(outcomes)
+    assert bounds.lower <= np.mean(outcomes) + 1e-9
+    assert np.mean(outcomes) <= bounds.upper + 1e-9
+    shuffled = random.sample(outcomes, len(outcomes))
+    again = betting_confidence_sequence(shuffled)
+    assert (again.lower, again.upper) == pytest.approx((bounds.lower, bounds.upper), abs=0.0011)
 
 
 @settings(max_examples=40, deadline=None)
 @given(outcome_lists)
 def test_the_bound_and_the_p_value_decide_alike(outcomes: list[float]) -> None:
     bounds = betting_confidence_sequence(outcomes, alpha=ALPHA)
-    assert (betting_p_value(outcomes, 0.5) <= ALPHA) == (bounds.lower >= 0.5 - 1e-9)
+    assert (betting_p_value(outcomes, 0.5) <= ALPHA) == (bounds.lower_path[-1] >= 0.5 - 1e-9)
 
 
 @settings(max_examples=20, deadline=None)
