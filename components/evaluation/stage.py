@@ -13,7 +13,6 @@ KL is null.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from pathlib import Path
@@ -26,7 +25,7 @@ from components.evaluation.summary import flat_figures, summarise
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl
-from components.shared.records import PromptRecord, read_records
+from components.shared.records import PromptRecord, read_records, stable_order
 from components.shared.settings import parse_settings
 from components.shared.tracking import stage_run
 
@@ -114,8 +113,7 @@ def run(
 def select_prompts(dataset: Artifact, settings: EvaluationSettings) -> dict[str, list[PromptRecord]]:
     """The prompts of each set that the settings name.
 
-    Ordered by the hash of their ids, not by the seed: every run asks the same prompts, and fewer prompts are a subset
-    of more.
+    In `stable_order`: every run asks the same prompts, and human_eval asks about the ones that were answered.
 
     Raises:
         InputError: The dataset lacks a set, or it is empty.
@@ -123,17 +121,13 @@ def select_prompts(dataset: Artifact, settings: EvaluationSettings) -> dict[str,
     selected: dict[str, list[PromptRecord]] = {}
     for name, count in settings.prompts.items():
         file = dataset.file(f"prompts/{name}.jsonl")
-        records = sorted(read_records(file, PromptRecord), key=lambda record: _hash(record.id))
+        records = stable_order(read_records(file, PromptRecord))
         if not records:
             raise InputError(f"prompt set {name!r} is empty.", where=str(file), hint="Change evaluation.prompts.")
         if len(records) < count:
             logger.warning("Prompt set %r has %d prompts, %d were asked for.", name, len(records), count)
         selected[name] = records[:count]
     return selected
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _answers_by_role(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from components.human_eval.settings import HumanEvalSettings
 from components.shared.artifacts import Artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import digest_of, read_json, read_jsonl
-from components.shared.records import PromptRecord, read_records
+from components.shared.records import PromptRecord, read_records, stable_order
 
 __all__ = [
     "GOLD",
@@ -31,7 +31,6 @@ __all__ = [
     "build_batch",
     "is_swapped",
     "list_comparisons",
-    "stable_order",
 ]
 
 GOLD = "gold"
@@ -226,11 +225,6 @@ def assign(batch: Batch, raters: Sequence[str]) -> list[Assignment]:
 def is_swapped(item_id: str, rater: str) -> bool:
     """Whether this rater sees the second answer of this item as A: a fair coin that always falls the same way."""
     return _uniform(item_id, rater, "position") < 0.5
-
-
-def stable_order(records: Iterable[PromptRecord]) -> list[PromptRecord]:
-    """Records in an order that depends on their ids alone, so that fewer prompts are a subset of more."""
-    return sorted(records, key=lambda record: hashlib.sha256(record.id.encode()).hexdigest())
 
 
 def _records(dataset: Artifact, settings: HumanEvalSettings) -> dict[str, PromptRecord]:

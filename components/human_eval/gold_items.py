@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from components.human_eval.batch import GoldPair, stable_order
+from components.human_eval.batch import GoldPair
 from components.shared.artifacts import Artifact
-from components.shared.records import PromptRecord, SFTRecord, normalise_text, read_records
+from components.shared.records import PromptRecord, SFTRecord, normalise_text, read_records, stable_order
 
 __all__ = ["demonstration_gold_pairs", "gold_prompts"]
 

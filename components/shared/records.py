@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "normalise_text",
     "prompt_text",
     "read_records",
+    "stable_order",
     "write_records",
 ]
 
@@ -110,6 +112,11 @@ def normalise_text(text: str) -> str:
 def group_key(record: PromptRecord) -> str:
     """What keeps records together across splits: `group_id`, else the normalised prompt."""
     return record.group_id or normalise_text(prompt_text(record.prompt))
+
+
+def stable_order(records: Iterable[Record]) -> list[Record]:
+    """Records by the hash of their ids, not by a seed: every stage takes the same first ones, and fewer are in more."""
+    return sorted(records, key=lambda record: hashlib.sha256(record.id.encode()).hexdigest())
 
 
 def read_records(path: str | Path, model: type[Record]) -> Iterator[Record]:

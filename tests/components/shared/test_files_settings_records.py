@@ -20,6 +20,7 @@ from components.shared.records import (
     normalise_text,
     prompt_text,
     read_records,
+    stable_order,
     write_records,
 )
 from components.shared.settings import StrictModel, load_settings
@@ -126,6 +127,13 @@ def test_texts_that_look_alike_are_one_group(one: str, other: str) -> None:
 def test_a_conversation_has_a_line_a_turn() -> None:
     record = PromptRecord(id="1", prompt=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])  # type: ignore[list-item]
     assert prompt_text(record.prompt) == "user: a\nassistant: b"
+
+
+def test_the_stable_order_depends_on_ids_alone() -> None:
+    records = [PromptRecord(id=f"p{n}", prompt="x") for n in range(20)]
+    assert stable_order(records) == stable_order(reversed(records)) != records
+    few = [record for record in stable_order(records) if record in records[:7]]
+    assert few == stable_order(records[:7])
 
 
 @pytest.mark.parametrize(
