@@ -18,7 +18,6 @@ from components.ppo.checkpoint import CheckpointStore
 from components.ppo.history import metrics_of_row, summarise
 from components.ppo.settings import PPOSettings
 from components.ppo.setup import build_trainer
-from components.ppo.termination import exit_terminated, termination_flag
 from components.ppo.trainer import PPOTrainer
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.code_version import code_version
@@ -27,6 +26,7 @@ from components.shared.hf_checkpoints import training_folder
 from components.shared.models import read_policy_record, seed_everything
 from components.shared.progress import report
 from components.shared.settings import parse_settings
+from components.shared.termination import graceful_termination
 from components.shared.tracking import StageRun, stage_run
 
 __all__ = ["run"]
@@ -164,7 +164,8 @@ def _train(trainer: PPOTrainer, store: CheckpointStore | None, snapshots: _Snaps
         )
         snapshots.take()
 
-    with termination_flag() as terminated:
-        trainer.train(store=store, after_step=after_step, stop_requested=terminated.is_set)
-    if not trainer.done:
-        exit_terminated()
+    with graceful_termination() as termination:
+        termination.deferred = True
+        trainer.train(store=store, after_step=after_step, stop_requested=lambda: termination.requested)
+        if not trainer.done:
+            termination.exit()

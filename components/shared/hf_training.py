@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -27,6 +24,7 @@ from components.shared.files import digest_of, read_json, sha256_file
 from components.shared.hf_checkpoints import TrainingFolder, latest_checkpoint, seal_checkpoint
 from components.shared.models import pick_device, pick_dtype
 from components.shared.progress import report
+from components.shared.termination import EXIT_TERMINATED, Termination, graceful_termination
 from components.shared.training_settings import TrainingSettings
 
 __all__ = [
@@ -44,55 +42,10 @@ __all__ = [
     "weights_dtype",
 ]
 
-EXIT_TERMINATED = 128 + signal.SIGTERM
-"""The exit status by which shells and Kubernetes know a process that SIGTERM ended."""
-
 _SORTING_WINDOW_BATCHES = 50
 _TIMING_SUFFIXES = ("_runtime", "_per_second")
 
 logger = logging.getLogger(__name__)
-
-
-# --- termination -----------------------------------------------------------------------------------------------------
-
-
-class Termination:
-    """A SIGTERM that was received.
-
-    Attributes:
-        requested: Whether one was.
-        deferred: Set while a trainer runs that will look at `requested` after its step; otherwise the process exits at
-            once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.deferred = False
-
-    def receive(self, *_: Any) -> None:
-        """The signal handler; a second signal does not wait for the step."""
-        if self.requested or not self.deferred:
-            self.exit()
-        self.requested = True
-        logger.warning("SIGTERM: finishing the step, then saving.")
-
-    def exit(self) -> NoReturn:
-        """Leaves the process with the status of a terminated one."""
-        raise SystemExit(EXIT_TERMINATED)
-
-
-@contextmanager
-def graceful_termination() -> Iterator[Termination]:
-    """Handles SIGTERM inside the block; outside a process's main thread the signal keeps its usual effect."""
-    termination = Termination()
-    if threading.current_thread() is not threading.main_thread():
-        yield termination
-        return
-    previous = signal.signal(signal.SIGTERM, termination.receive)
-    try:
-        yield termination
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
