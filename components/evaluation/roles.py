@@ -15,7 +15,7 @@ from typing import Any
 
 from components.shared.artifacts import Artifact, content_digest, read_artifact
 from components.shared.champion import download_policy
-from components.shared.errors import ArtifactError, InputError
+from components.shared.errors import InputError
 from components.shared.models import read_policy_record
 
 __all__ = ["CANDIDATE", "CHAMPION", "REFERENCE", "PolicySource", "Role", "evenly_spaced", "find_roles"]
@@ -141,10 +141,9 @@ def _role(name: str, source: PolicySource, artifact: Artifact, *, is_champion: b
 
 
 def _checkpoint_roles(artifact: Artifact, max_checkpoints: int) -> list[Role]:
+    """Roles of the checkpoints, evenly spaced; none when training was too short to leave any."""
     files = artifact.manifest["files"]
     names = sorted({name.partition("/")[0] for name in files if _CHECKPOINT.match(name)}, key=_step)
-    if not names:
-        raise ArtifactError("holds no folder named step-0010 or the like.", where=str(artifact.path))
     return [
         Role(
             name=name,

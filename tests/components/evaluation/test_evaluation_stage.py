@@ -317,3 +317,10 @@ def test_checkpoints_are_evenly_spaced_and_end_with_the_last(n_items: int, n: in
 def test_seeds_differ_by_role_set_and_run():
     seeds = {role_seed(s, r, p) for s in (0, 1) for r in ("reference", "candidate") for p in ("heldout", "human_eval")}
     assert len(seeds) == 8
+
+
+def test_a_training_too_short_to_leave_checkpoints_is_evaluated_all_the_same(world: _World, tmp_path: Path):
+    with write_artifact(tmp_path / "checkpoints", "policy_checkpoints", stage="ppo"):
+        pass
+    result = _run(world, tmp_path / "out", checkpoints=str(tmp_path / "checkpoints"))
+    assert set(result["roles"]) == {"reference", "candidate"}
