@@ -171,7 +171,7 @@ def _failure_from_log(log: Path, names: dict[str, str]) -> Failure:
     text = log.read_text(encoding="utf-8", errors="replace")
     tasks = _FAILED_TASK.findall(text)
     causes = [found[2] for line in text.splitlines() if (found := _EXCEPTION_LINE.match(line))]
-    stage = names.get(tasks[0], tasks[0]) if tasks else "pipeline"
+    stage = str(names.get(tasks[0], tasks[0])) if tasks else "pipeline"
     return Failure(stage, causes[-1] if causes else f"the step ended without an error message (killed?); see {log}")
 
 

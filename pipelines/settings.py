@@ -78,7 +78,7 @@ class StepResources(StrictModel):
     )
     accelerator_count: int = Field(default=0, ge=0, description="Accelerators per step.")
     retries: int = Field(
-        0, ge=0, description="Times that a failed step is tried again; it resumes from its checkpoint."
+        default=0, ge=0, description="Times that a failed step is tried again; it resumes from its checkpoint."
     )
 
     @model_validator(mode="after")
