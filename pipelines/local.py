@@ -88,6 +88,8 @@ def run_local(
     ):
         failed = _execute(workspace, run, pipeline, arguments)
     failure = (watcher.failure or _failure_from_log(run.log, watcher.names)) if failed else None
+    if failure and signals:
+        failure = Failure(failure.stage, f"interrupted by {signal.Signals(signals[0]).name}; run again to go on.")
     artifacts = _artifacts_of(workspace, run, watcher.reused)
     write_json(run.path / "artifacts.json", artifacts)
     timing = {"seconds": watcher.seconds(), "seconds_total": round(time.time() - started, 2)}
