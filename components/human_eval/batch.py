@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from components.human_eval.settings import HumanEvalSettings
+from components.human_eval.settings import PEOPLE, HumanEvalSettings
 from components.shared.artifacts import Artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import digest_of, read_json, read_jsonl
+from components.shared.plugins import plug_in_digest
 from components.shared.records import PromptRecord, read_records, stable_order
 
 __all__ = [
@@ -152,6 +153,7 @@ def build_batch(
             "dataset": dataset.digest,
             "settings": settings.batch_fields(),
             "seed": seed,
+            "panel": plug_in_digest([settings.panel]) if settings.panel != PEOPLE else PEOPLE,
             "gold": [[pair.record.id, pair.better, pair.worse] for pair in gold],
         }
     )[:_ID_LENGTH]

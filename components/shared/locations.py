@@ -116,10 +116,14 @@ def data_digest(uri: str) -> str:
 
 
 def model_digest(base_model: str) -> str:
-    """sha256 (hex) that changes when a model folder's files do; a hub id stands for itself."""
+    """sha256 (hex) that changes when a model folder's files do, or a hub model's commit.
+
+    Raises:
+        InputError: The hub does not answer and the model is not in the local cache either.
+    """
     folder = Path(base_model)
     if not folder.is_dir():
-        return digest_of(base_model)
+        return digest_of([base_model, _hub_model_commit(base_model)])
     return digest_of({file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()})
 
 
@@ -235,6 +239,25 @@ def _fetch_from_s3(uri: str, aside: Path) -> list[DataFile]:
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+def _hub_model_commit(name: str) -> str:
+    """The commit that loading `name` would take: the hub's newest, or without the hub the one in the local cache."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return str(HfApi().model_info(name).sha)
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        cached = None if isinstance(error, HFValidationError) else try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        raise InputError(
+            f"cannot ask the hub for the model's commit: {error}",
+            where=name,
+            hint="Check the name and the network, or give a folder as `base_model`.",
+        ) from error
 
 
 def _hub_digest(dataset: HubDataset) -> str:

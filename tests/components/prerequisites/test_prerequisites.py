@@ -11,6 +11,7 @@ import pytest
 from components.prerequisites.checks import check_base_model, check_disk, check_gpu
 from components.prerequisites.stage import run
 from components.shared.errors import InputError, PlumblineError
+from components.shared.locations import model_digest
 
 
 @pytest.fixture
@@ -92,3 +93,31 @@ def test_too_little_disk_and_a_missing_gpu_are_told(tmp_path: Path) -> None:
     if "CPU" in check_gpu(False):
         with pytest.raises(PlumblineError, match="no GPU is visible"):
             check_gpu(True)
+
+
+def test_a_hub_models_digest_follows_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    commits = iter(["a" * 40, "a" * 40, "b" * 40])
+    monkeypatch.setattr(
+        huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=lambda _: SimpleNamespace(sha=next(commits)))
+    )
+    first, again, moved = (model_digest("owner/name") for _ in range(3))
+    assert first == again != moved
+
+
+def test_without_the_hub_the_cached_models_commit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    class Unreachable:
+        def model_info(self, name: str) -> None:
+            raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
+    with pytest.raises(InputError, match="commit"):
+        model_digest("owner/never-fetched")
+    cached = tmp_path / "snapshots" / ("c" * 40) / "config.json"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(cached))
+    assert len(model_digest("owner/name")) == 64
