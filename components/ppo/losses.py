@@ -38,23 +38,34 @@ class ValueLoss:
     clipped: Tensor
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_ratio: float) -> PolicyLoss:
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_ratio: float, dual_clip: float | None = None
+) -> PolicyLoss:
     """Clipped surrogate objective (Schulman et al. 2017, equation 7), negated and summed.
+
+    Where the advantage is negative the clip leaves the loss unbounded above: a large ratio of one token can outweigh a
+    whole batch. The dual clip (Ye et al. 2020, equation 5) bounds it at `-dual_clip * advantage`.
 
     Args:
         logprobs: `(tokens,)` under the policy being updated.
         old_logprobs: `(tokens,)` under the policy that sampled.
         advantages: `(tokens,)`.
         clip_ratio: Half-width of the range that the probability ratio may move within.
+        dual_clip: Above 1; None for no bound.
     """
     log_ratio = logprobs - old_logprobs
     ratio = torch.exp(log_ratio)
     unclipped = -advantages * ratio
     clipped = -advantages * torch.clamp(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio)
+    loss = torch.maximum(unclipped, clipped)
+    held = clipped > unclipped
+    if dual_clip is not None:
+        bound = -dual_clip * advantages
+        beyond = (advantages < 0) & (loss > bound)
+        loss, held = torch.where(beyond, bound, loss), held | beyond
     with torch.no_grad():
         approx_kl = (ratio - 1.0 - log_ratio).sum()
-        taken = (clipped > unclipped).sum()
-    return PolicyLoss(loss=torch.maximum(unclipped, clipped).sum(), clipped=taken, approx_kl=approx_kl)
+    return PolicyLoss(loss=loss.sum(), clipped=held.sum(), approx_kl=approx_kl)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None) -> ValueLoss:

@@ -2,7 +2,8 @@
 
 `SeparateModels` holds three models of their own: what tiny models want, because nothing is switched. `SharedBackbone`
 holds one frozen backbone with a LoRA adapter for the policy and one for the value model; the reference is the backbone
-with adapters off.
+with adapters off. In both the value model may instead be a head on the policy's own trunk: half the work of an update,
+at the price that value and policy pull at the same weights.
 
 All models stay in evaluation mode: dropout would make the probability ratio differ from 1 before anything was learned.
 """
@@ -19,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from components.ppo.logprob_head import LogprobHead, TokenLogprobs, response_hidden
 from components.ppo.packing import PackedBatch
 from components.ppo.settings import LoRASettings
 from components.shared.errors import InputError
 from components.shared.files import write_json
 from components.shared.models import save_policy
-from components.shared.scoring import forbid_pad_
 
 __all__ = ["ActorCritic", "SeparateModels", "SharedBackbone", "ValueHead"]
 
@@ -45,17 +46,38 @@ class ActorCritic(ABC):
     def sampling_policy(self) -> PreTrainedModel:
         """The policy, ready to sample from."""
 
+    @property
     @abstractmethod
-    def policy_logits(self, batch: PackedBatch) -> Tensor:
-        """Logits of the policy before each response token, `(tokens, vocabulary)`, float32; the pad token's is -inf."""
+    def trunk_is_shared(self) -> bool:
+        """Whether the value model is a head on the policy's trunk."""
 
     @abstractmethod
-    def reference_logits(self, batch: PackedBatch) -> Tensor:
-        """The same of the frozen reference, without gradient."""
+    def policy_logprobs(self, batch: PackedBatch, *, temperature: float, entropy: bool = False) -> TokenLogprobs:
+        """log pi of each response token, and the entropy before it."""
+
+    @abstractmethod
+    def reference_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
+        """log-probabilities under the frozen reference, `(tokens,)`, nats, without gradient."""
 
     @abstractmethod
     def values(self, batch: PackedBatch) -> Tensor:
         """Value of the state before each response token, `(tokens,)`, float32, in units of shaped score."""
+
+    @abstractmethod
+    def policy_logprobs_and_values(
+        self, batch: PackedBatch, *, temperature: float, detach_trunk: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Both in one pass, where the trunk is shared.
+
+        Args:
+            batch: The sequences.
+            temperature: Above 0.
+            detach_trunk: Whether the values' gradient stops at the head.
+        """
+
+    @abstractmethod
+    def value_of_hidden(self, hidden: Tensor) -> Tensor:
+        """Values from the policy's last hidden states `(n, hidden)`, `(n,)`, where the trunk is shared."""
 
     @abstractmethod
     def policy_parameters(self) -> dict[str, nn.Parameter]:
@@ -135,37 +157,61 @@ class ValueHead(nn.Module):
 class SeparateModels(ActorCritic):
     """Policy, reference and value model with weights of their own; every weight of policy and value is trained."""
 
-    def __init__(self, policy: PreTrainedModel, *, value_backbone: PreTrainedModel, value_head: ValueHead) -> None:
-        """Takes over `policy` and `value_backbone` (a transformer without a head); the reference is a copy."""
+    def __init__(
+        self, policy: PreTrainedModel, *, value_backbone: PreTrainedModel | None, value_head: ValueHead
+    ) -> None:
+        """Takes over the models; the reference is a copy of the policy.
+
+        Args:
+            policy: Causal language model.
+            value_backbone: A transformer without a head; None puts the value head on the policy's trunk.
+            value_head: Its head.
+        """
         self.device = policy.device
         self._policy = policy.eval().requires_grad_(True)
         self._reference = copy.deepcopy(policy).eval().requires_grad_(False)
-        self._backbone = value_backbone.eval().requires_grad_(True)
+        self._backbone = None if value_backbone is None else value_backbone.eval().requires_grad_(True)
         self._head = value_head.requires_grad_(True)
-        self._logits = _logits_function(policy)
+        self._policy_head = LogprobHead(self._policy)
+        self._reference_head = LogprobHead(self._reference)
+
+    @property
+    def trunk_is_shared(self) -> bool:
+        return self._backbone is None
 
     def sampling_policy(self) -> PreTrainedModel:
         return self._policy
 
-    def policy_logits(self, batch: PackedBatch) -> Tensor:
+    def policy_logprobs(self, batch: PackedBatch, *, temperature: float, entropy: bool = False) -> TokenLogprobs:
         with self.autocast():
-            return self._logits(self._policy, batch)
+            return self._policy_head.run(batch, temperature=temperature, entropy=entropy)[0]
 
     @torch.no_grad()
-    def reference_logits(self, batch: PackedBatch) -> Tensor:
+    def reference_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
         with self.autocast():
-            return self._logits(self._reference, batch)
+            return self._reference_head.run(batch, temperature=temperature)[0].logprobs
 
     def values(self, batch: PackedBatch) -> Tensor:
         with self.autocast():
-            hidden = _response_hidden(self._backbone, batch)
+            hidden = response_hidden(self._backbone or self._policy.base_model, batch)
+        return self._head(hidden)
+
+    def policy_logprobs_and_values(
+        self, batch: PackedBatch, *, temperature: float, detach_trunk: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            scored, hidden = self._policy_head.run(batch, temperature=temperature)
+        return scored.logprobs, self._head(hidden.detach() if detach_trunk else hidden)
+
+    def value_of_hidden(self, hidden: Tensor) -> Tensor:
         return self._head(hidden)
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._policy.named_parameters())
 
     def value_parameters(self) -> dict[str, nn.Parameter]:
-        parameters = {f"backbone.{name}": parameter for name, parameter in self._backbone.named_parameters()}
+        own = {} if self._backbone is None else dict(self._backbone.named_parameters())
+        parameters = {f"backbone.{name}": parameter for name, parameter in own.items()}
         return parameters | {f"head.{name}": parameter for name, parameter in self._head.named_parameters()}
 
     def save_checkpoint(
@@ -180,41 +226,67 @@ class SeparateModels(ActorCritic):
 
 
 class SharedBackbone(ActorCritic):
-    """One frozen backbone; an adapter for the policy, another with a head for the value model."""
+    """One frozen backbone; an adapter for the policy, and for the value model another adapter or only a head."""
 
-    def __init__(self, policy: PreTrainedModel, *, value_head: ValueHead, lora: LoRASettings) -> None:
-        """Takes over `policy`; both adapters start as no change, so policy and reference are equal at first."""
+    def __init__(
+        self, policy: PreTrainedModel, *, value_head: ValueHead, lora: LoRASettings, value_adapter: bool = True
+    ) -> None:
+        """Takes over `policy`; adapters start as no change, so policy and reference are equal at first.
+
+        Args:
+            policy: Causal language model.
+            value_head: Head of the value model.
+            lora: Of each adapter.
+            value_adapter: False puts the value head on the policy's trunk.
+        """
         from peft import LoraConfig, get_peft_model
 
         self.device = policy.device
         config = LoraConfig(
             task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=lora.targets
         )
-        self._logits = _logits_function(policy)
         self._peft: Any = get_peft_model(policy, config, adapter_name=_POLICY_ADAPTER)
-        self._peft.add_adapter(_VALUE_ADAPTER, copy.deepcopy(config))
+        self._value_adapter = value_adapter
+        if value_adapter:
+            self._peft.add_adapter(_VALUE_ADAPTER, copy.deepcopy(config))
         self._peft.eval()
         self._model: PreTrainedModel = self._peft.get_base_model()
         self._head = value_head.requires_grad_(True)
+        self._policy_head = LogprobHead(self._model)
+
+    @property
+    def trunk_is_shared(self) -> bool:
+        return not self._value_adapter
 
     def sampling_policy(self) -> PreTrainedModel:
-        self._peft.set_adapter(_POLICY_ADAPTER)
+        self._use(_POLICY_ADAPTER)
         return self._model
 
-    def policy_logits(self, batch: PackedBatch) -> Tensor:
-        self._peft.set_adapter(_POLICY_ADAPTER)
+    def policy_logprobs(self, batch: PackedBatch, *, temperature: float, entropy: bool = False) -> TokenLogprobs:
+        self._use(_POLICY_ADAPTER)
         with self.autocast():
-            return self._logits(self._model, batch)
+            return self._policy_head.run(batch, temperature=temperature, entropy=entropy)[0]
 
     @torch.no_grad()
-    def reference_logits(self, batch: PackedBatch) -> Tensor:
+    def reference_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
         with self._peft.disable_adapter(), self.autocast():
-            return self._logits(self._model, batch)
+            return self._policy_head.run(batch, temperature=temperature)[0].logprobs
 
     def values(self, batch: PackedBatch) -> Tensor:
-        self._peft.set_adapter(_VALUE_ADAPTER)
+        self._use(_VALUE_ADAPTER if self._value_adapter else _POLICY_ADAPTER)
         with self.autocast():
-            hidden = _response_hidden(self._model.base_model, batch)
+            hidden = response_hidden(self._model.base_model, batch)
+        return self._head(hidden)
+
+    def policy_logprobs_and_values(
+        self, batch: PackedBatch, *, temperature: float, detach_trunk: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        self._use(_POLICY_ADAPTER)
+        with self.autocast():
+            scored, hidden = self._policy_head.run(batch, temperature=temperature)
+        return scored.logprobs, self._head(hidden.detach() if detach_trunk else hidden)
+
+    def value_of_hidden(self, hidden: Tensor) -> Tensor:
         return self._head(hidden)
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
@@ -222,7 +294,7 @@ class SharedBackbone(ActorCritic):
 
     def value_parameters(self) -> dict[str, nn.Parameter]:
         head = {f"head.{name}": parameter for name, parameter in self._head.named_parameters()}
-        return self._adapter_parameters(_VALUE_ADAPTER) | head
+        return (self._adapter_parameters(_VALUE_ADAPTER) if self._value_adapter else {}) | head
 
     def save_checkpoint(
         self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
@@ -234,41 +306,15 @@ class SharedBackbone(ActorCritic):
     def save_candidate(
         self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
     ) -> None:
-        self._peft.delete_adapter(_VALUE_ADAPTER)
+        if self._value_adapter:
+            self._peft.delete_adapter(_VALUE_ADAPTER)
         self._peft.set_adapter(_POLICY_ADAPTER)
         save_policy(self._peft, tokenizer, folder, **origin, step=step)
 
+    def _use(self, adapter: str) -> None:
+        """Makes an adapter the active one; a switch walks over every layer, so none is made without need."""
+        if self._peft.active_adapter != adapter:
+            self._peft.set_adapter(adapter)
+
     def _adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self._peft.named_parameters() if f".{adapter}." in f"{name}."}
-
-
-def _response_hidden(backbone: nn.Module, batch: PackedBatch) -> Tensor:
-    """Last hidden states at the positions that predict a response token, `(tokens, hidden)`."""
-    hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return hidden[batch.rows, batch.columns]
-
-
-def _head_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    head: Any = model.get_output_embeddings()
-    return forbid_pad_(head(_response_hidden(model.base_model, batch)).float(), batch.pad_id)
-
-
-def _whole_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits[batch.rows, batch.columns].float()
-    return forbid_pad_(logits, batch.pad_id)
-
-
-def _logits_function(model: PreTrainedModel) -> Any:
-    """The head on response positions only, where that is what the model computes; the whole forward pass elsewhere.
-
-    Some architectures scale or cap their logits after the head; a probe tells.
-    """
-    with torch.no_grad():
-        probe = torch.arange(8, device=model.device).unsqueeze(0) % model.config.vocab_size
-        columns = torch.arange(8, device=model.device)
-        rows = torch.zeros_like(columns)
-        batch = PackedBatch(input_ids=probe, rows=rows, columns=columns, targets=columns, pad_id=0)
-        if model.get_output_embeddings() is None:
-            return _whole_logits
-        same = torch.allclose(_head_logits(model, batch), _whole_logits(model, batch), rtol=1e-3, atol=1e-3)
-    return _head_logits if same else _whole_logits

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from components.shared.generation import generate
+from components.ppo.models import ActorCritic
+from components.ppo.settings import PPOSettings
+from components.ppo.world import World
+from components.shared.generation import Generation, generate
 
 __all__ = ["EncodedPrompt", "PromptCursor", "Rollout", "sample_rollout"]
 
@@ -70,6 +75,8 @@ class Rollout:
         responses_ids: Token ids of each response, its stop token included when it is finished.
         finished: False where the length limit cut the response.
         decode_logprobs: log pi of each response token as seen while decoding, nats.
+        decode_entropies: Entropy of the distribution that each token was sampled from, nats.
+        decode_values: Value before each token as seen while decoding; empty unless the trunk is shared.
     """
 
     slices: list[str]
@@ -77,6 +84,8 @@ class Rollout:
     responses_ids: list[list[int]]
     finished: list[bool]
     decode_logprobs: list[list[float]]
+    decode_entropies: list[list[float]] = field(default_factory=list)
+    decode_values: list[list[float]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.responses_ids)
@@ -93,27 +102,84 @@ class Rollout:
 
 
 def sample_rollout(
-    policy: PreTrainedModel,
+    models: ActorCritic,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[EncodedPrompt],
     *,
-    max_response_tokens: int,
-    temperature: float,
+    settings: PPOSettings,
     seed: int,
+    world: World,
 ) -> Rollout:
-    """Samples one response a prompt from softmax(logits / temperature)."""
-    generations = generate(
-        policy,
-        tokenizer,
-        [prompt.ids for prompt in prompts],
-        max_new_tokens=max_response_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
+    """Samples `samples_per_prompt` responses a prompt from softmax(logits / temperature); all processes get them all.
+
+    Args:
+        models: The policy, and its values where they come from the same trunk.
+        tokenizer: Its tokenizer.
+        prompts: Prompts of the step; the same in every process.
+        settings: Of the run.
+        seed: Of the step.
+        world: Each process samples for its share of the prompts.
+    """
+    copies = settings.samples_per_prompt
+    mine = list(world.share(range(len(prompts))))
+    numbers = [index * copies + sample for index in mine for sample in range(copies)]
+    with models.autocast():
+        generations = generate(
+            models.sampling_policy(),
+            tokenizer,
+            [prompts[index].ids for index in mine],
+            max_new_tokens=settings.max_response_tokens,
+            temperature=settings.temperature,
+            samples_per_prompt=copies,
+            batch_size=settings.rollout_batch,
+            seed=seed,
+            numbers=numbers,
+            observe=models.value_of_hidden if models.trunk_is_shared else None,
+        )
+    if world.size > 1:
+        generations = _collect(dict(zip(numbers, generations, strict=True)), prompts, settings, world, models.device)
     return Rollout(
-        slices=[prompt.slice for prompt in prompts],
+        slices=[prompt.slice for prompt in prompts for _ in range(copies)],
         prompts_ids=[generation.prompt_ids for generation in generations],
         responses_ids=[generation.response_ids for generation in generations],
         finished=[generation.finished for generation in generations],
         decode_logprobs=[generation.logprobs for generation in generations],
+        decode_entropies=[generation.entropies for generation in generations],
+        decode_values=[generation.observed for generation in generations] if models.trunk_is_shared else [],
     )
+
+
+def _collect(
+    mine: dict[int, Generation],
+    prompts: Sequence[EncodedPrompt],
+    settings: PPOSettings,
+    world: World,
+    device: torch.device,
+) -> list[Generation]:
+    """Every process's generations, in every process: each fills in its rows, and the rows are added up."""
+    shape = (len(prompts) * settings.samples_per_prompt, settings.max_response_tokens)
+    counts = torch.zeros((shape[0], 2), dtype=torch.long, device=device)  # length, finished
+    tokens = torch.zeros(shape, dtype=torch.long, device=device)
+    numbers = torch.zeros((3, *shape), dtype=torch.float32, device=device)  # log-probability, entropy, observed
+    for row, generation in mine.items():
+        length = len(generation.response_ids)
+        counts[row] = torch.tensor([length, int(generation.finished)])
+        tokens[row, :length] = torch.tensor(generation.response_ids)
+        for column, values in enumerate((generation.logprobs, generation.entropies, generation.observed)):
+            numbers[column, row, : len(values)] = torch.tensor(values)
+    world.sum_(counts, tokens, numbers)
+    return [
+        Generation(
+            prompt_ids=prompts[row // settings.samples_per_prompt].ids,
+            response_ids=tokens[row, :length].tolist(),
+            logprobs=_row(numbers[0, row], length),
+            finished=bool(finished),
+            entropies=_row(numbers[1, row], length),
+            observed=_row(numbers[2, row], length),
+        )
+        for row, (length, finished) in enumerate(counts.tolist())
+    ]
+
+
+def _row(values: Tensor, length: int) -> list[float]:
+    return values[:length].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,11 @@ from components.ppo.models import ActorCritic
 from components.ppo.packing import PackedBatch, length_sorted_chunks, pack, response_mask, unpack
 from components.ppo.reward_shaping import RewardShaper
 from components.ppo.rollout import Rollout
+from components.ppo.settings import PPOSettings
+from components.ppo.world import World
 from components.shared.scoring import rewards as reward_scores
 
-__all__ = ["Scores", "require_finite", "score_rollout", "token_logprobs"]
+__all__ = ["Scores", "require_finite", "score_rollout"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,15 @@ class Scores:
     Attributes:
         rewards: `(batch,)`, the reward model's raw numbers.
         scores: `(batch,)`, shaped: what PPO is paid at the end of a response.
-        logprobs: `(batch, time)`, log pi of each response token by a full forward pass, nats.
+        logprobs: `(batch, time)`, log pi of each response token, nats.
         reference_logprobs: `(batch, time)`, the same under the reference.
         values: `(batch, time)`, value before each token.
         entropy: `(batch, time)`, of the policy's distribution before each token, nats.
         mask: `(batch, time)`, True on real tokens.
         kl: `(batch,)`, k1, nats per sequence.
         kl_k3: `(batch,)`, k3, nats per sequence.
-        decode_gap: Largest difference between a log-probability seen while decoding and the one recomputed, nats.
+        decode_gap: Largest difference between a log-probability seen while decoding and the one computed again, nats.
+        recomputed: Whether that was above the tolerance, so that all were computed again.
     """
 
     rewards: Tensor
@@ -46,18 +50,12 @@ class Scores:
     kl: Tensor
     kl_k3: Tensor
     decode_gap: float
+    recomputed: bool = False
 
     @property
     def log_ratio(self) -> Tensor:
         """log pi - log pi_ref, `(batch, time)`, nats."""
         return self.logprobs - self.reference_logprobs
-
-
-def token_logprobs(logits: Tensor, batch: PackedBatch, *, temperature: float) -> Tensor:
-    """log-probability of each response token, `(tokens,)`, from logits `(tokens, vocabulary)`."""
-    scaled = logits / temperature if temperature != 1.0 else logits
-    picked = scaled.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
-    return picked - torch.logsumexp(scaled, dim=1)
 
 
 @torch.no_grad()
@@ -68,31 +66,43 @@ def score_rollout(
     rollout: Rollout,
     *,
     shaper: RewardShaper,
-    temperature: float,
-    microbatch: int,
+    settings: PPOSettings,
+    check: int = 0,
+    world: World | None = None,
 ) -> Scores:
     """Scores every episode.
+
+    What decoding saw of the policy (log-probabilities, entropy, values of a shared trunk) is taken as it is where it
+    agrees with a full forward pass: one micro-batch is computed again in every step, and if it differs by more than
+    `decode_tolerance_nats` all of them are.
+
+    Args:
+        models: Policy, reference and value model.
+        reward_model: Sequence classifier with one label.
+        tokenizer: Of all models.
+        rollout: The episodes.
+        shaper: Makes scores of rewards.
+        settings: Of the run.
+        check: Which micro-batch is computed again; counts on from step to step.
+        world: Each process scores its share.
 
     Raises:
         NotFiniteError: A reward, log-probability or value is NaN or infinite.
     """
-    mask = response_mask(rollout.responses_ids, device=models.device)
-    columns = {name: torch.zeros(mask.shape, device=models.device) for name in ("pi", "ref", "value", "entropy")}
-    pad_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
-    for chosen in length_sorted_chunks(range(len(rollout)), rollout.sequence_lengths, microbatch):
-        responses = [rollout.responses_ids[i] for i in chosen]
-        batch = pack([rollout.prompts_ids[i] for i in chosen], responses, pad_id=pad_id, device=models.device)
-        logits = models.policy_logits(batch)
-        packed = {
-            "pi": token_logprobs(logits, batch, temperature=temperature),
-            "entropy": _entropy(logits / temperature),
-            "ref": token_logprobs(models.reference_logits(batch), batch, temperature=temperature),
-            "value": models.values(batch),
-        }
-        rows = torch.tensor(chosen, device=models.device)
-        for name, values in packed.items():
-            columns[name][rows] = unpack(values, mask[rows])
-    raw = reward_scores(reward_model, tokenizer, rollout.prompts_ids, rollout.responses_ids).to(models.device)
+    world = world or World()
+    passes = _Passes(models, rollout, settings, pad_id=int(tokenizer.pad_token_id), world=world)  # pyright: ignore
+    gap = passes.policy([check % len(passes.chunks)])
+    recomputed = gap > settings.decode_tolerance_nats
+    if recomputed:
+        gap = max(gap, passes.policy([i for i in range(len(passes.chunks)) if i != check % len(passes.chunks)]))
+    passes.reference_and_values(values_at_decode=models.trunk_is_shared and not recomputed)
+    columns, mask = passes.columns, passes.mask
+    mine = list(world.share(range(len(rollout))))
+    raw = torch.zeros(len(rollout), device=models.device)
+    if mine:
+        prompts, responses = ([ids[i] for i in mine] for ids in (rollout.prompts_ids, rollout.responses_ids))
+        raw[mine] = reward_scores(reward_model, tokenizer, prompts, responses).to(models.device)
+    world.sum_(raw)
     require_finite("the reward model's rewards", raw)
     require_finite("log-probabilities or values", *columns.values())
     lengths = [len(response) for response in rollout.responses_ids]
@@ -107,8 +117,87 @@ def score_rollout(
         mask=mask,
         kl=sequence_k1(log_ratio, mask),
         kl_k3=sequence_k3(log_ratio, mask),
-        decode_gap=_decode_gap(rollout, columns["pi"], mask),
+        decode_gap=gap,
+        recomputed=recomputed,
     )
+
+
+class _Passes:
+    """Forward passes over a rollout, micro-batch by micro-batch, into `(batch, time)` columns.
+
+    Attributes:
+        mask: `(batch, time)`, True on real tokens.
+        columns: `pi`, `entropy`, `ref` and `value`, zero on padding; the first two start as decoding saw them.
+        chunks: Episodes of each micro-batch.
+    """
+
+    def __init__(
+        self, models: ActorCritic, rollout: Rollout, settings: PPOSettings, *, pad_id: int, world: World
+    ) -> None:
+        self._models = models
+        self._rollout = rollout
+        self._temperature = settings.temperature
+        self._pad_id = pad_id
+        self._world = world
+        self.mask = response_mask(rollout.responses_ids, device=models.device)
+        self.chunks = list(length_sorted_chunks(range(len(rollout)), rollout.sequence_lengths, settings.microbatch))
+        self.columns = {
+            "pi": self._decoded(rollout.decode_logprobs),
+            "entropy": self._decoded(rollout.decode_entropies),
+            "ref": self._zeros(),
+            "value": self._decoded(rollout.decode_values),
+        }
+
+    def policy(self, chunks: list[int]) -> float:
+        """Computes these micro-batches' log-probabilities and entropies again.
+
+        Returns:
+            Largest difference between a log-probability seen while decoding and the one computed here, nats.
+        """
+        before = self.columns["pi"].clone()
+        fresh = {"pi": self._zeros(), "entropy": self._zeros()}
+        for index in self._world.share(chunks):
+            batch = self._pack(self.chunks[index])
+            found = self._models.policy_logprobs(batch, temperature=self._temperature, entropy=True)
+            self._put(fresh, self.chunks[index], {"pi": found.logprobs, "entropy": found.entropy})
+        self._world.sum_(*fresh.values())
+        chosen = [row for index in chunks for row in self.chunks[index]]
+        rows = torch.tensor(chosen, dtype=torch.long, device=self.mask.device)
+        for name, values in fresh.items():
+            self.columns[name][rows] = values[rows]
+        return float((self.columns["pi"] - before)[rows].abs().max()) if len(rows) else 0.0
+
+    def reference_and_values(self, *, values_at_decode: bool) -> None:
+        """Log-probabilities under the reference, and values unless decoding has seen them."""
+        fresh = {"ref": self._zeros()} | ({} if values_at_decode else {"value": self._zeros()})
+        for index in self._world.share(range(len(self.chunks))):
+            batch = self._pack(self.chunks[index])
+            found = {"ref": self._models.reference_logprobs(batch, temperature=self._temperature)}
+            if not values_at_decode:
+                found["value"] = self._models.values(batch)
+            self._put(fresh, self.chunks[index], found)
+        self._world.sum_(*fresh.values())
+        self.columns |= fresh
+
+    def _pack(self, chosen: list[int]) -> PackedBatch:
+        prompts = [self._rollout.prompts_ids[i] for i in chosen]
+        responses = [self._rollout.responses_ids[i] for i in chosen]
+        return pack(prompts, responses, pad_id=self._pad_id, device=self._models.device)
+
+    def _put(self, columns: dict[str, Tensor], chosen: list[int], packed: Mapping[str, Tensor | None]) -> None:
+        rows = torch.tensor(chosen, device=self.mask.device)
+        for name, values in packed.items():
+            if values is not None:
+                columns[name][rows] = unpack(values, self.mask[rows])
+
+    def _decoded(self, numbers: list[list[float]]) -> Tensor:
+        if not numbers:
+            return self._zeros()
+        flat = torch.tensor([number for row in numbers for number in row], device=self.mask.device)
+        return unpack(flat, self.mask)
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.mask.shape, device=self.mask.device)
 
 
 def require_finite(what: str, *tensors: Tensor) -> None:
@@ -123,13 +212,3 @@ def require_finite(what: str, *tensors: Tensor) -> None:
             where="ppo",
             hint="Resume from the last checkpoint with lower learning rates, or check the reward model.",
         )
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits), `(tokens,)`, nats."""
-    return torch.special.entr(torch.softmax(logits, dim=1)).sum(dim=1)
-
-
-def _decode_gap(rollout: Rollout, logprobs: Tensor, mask: Tensor) -> float:
-    seen = torch.tensor([p for row in rollout.decode_logprobs for p in row], device=logprobs.device)
-    return float((seen - logprobs[mask]).abs().max())

@@ -85,19 +85,33 @@ class PPOSettings(StrictModel):
         ppo_epochs: Passes over a step's episodes. 4 is the usual value; the ratio clip keeps them honest.
         minibatches: Optimizer steps a pass. 1 where episodes are few: noise costs more than steps gain.
         microbatch: Episodes a forward pass; memory only, the gradient does not depend on it.
+        samples_per_prompt: Responses to each prompt of a step; they share the reading of the prompt. 1 gives the most
+            prompts for the money.
+        rollout_batch: Responses sampled together; memory only, no response depends on it.
+        decode_tolerance_nats: Log-probabilities seen while decoding are taken where a micro-batch of them, computed
+            again in every step, differs by no more than this; else all are computed again. Float32 differs by some
+            1e-5; half precision by 1e-2 and more, which would be seen in the probability ratio. 0 computes all again.
         policy_learning_rate: Adam's. 1e-5 suits adapters and models of about a billion parameters; tiny ones want more.
         value_learning_rate: Adam's for the value model; it may move faster, nothing samples from it.
         warmup_steps: Steps over which both learning rates rise from near zero: Adam's first estimates are poor.
+        learning_rate_schedule: After the warm-up: `constant`; `linear` or `cosine` falls to `final_learning_rate_share`
+            at the last step. Constant keeps the KL controller's loop gain constant too.
+        final_learning_rate_share: Where a falling schedule ends, as a share of the full rate.
         critic_warmup_steps: First steps that update the value model alone; 0 when it starts as the reward model.
         gamma: Discount. 1: a response is one act, its score comes at the end.
         lam: Lambda of generalised advantage estimation. 0.95 is Schulman et al.'s.
         clip_ratio: Probability ratio's clip range (Schulman et al. 2017).
+        dual_clip: Bound, in multiples of the advantage, on the loss of a token with a negative advantage whose ratio
+            has grown large (Ye et al. 2020, who use 3); absent: no bound, as in the original PPO.
         value_clip: Range around the old value beyond which a value gains nothing, in deviations; absent: no clip.
         max_grad_norm: Clip of the gradient's norm, for policy and value apart.
         temperature: Of sampling; log-probabilities and KL are of that same distribution.
         max_response_tokens: Limit of a response, its EOS included.
         value_init: Start of the value model: the reward model (it knows what an answer is worth), or the policy with
             a zero head. With adapters the backbone is the policy's; `reward_model` then takes the reward model's head.
+        value_model: `separate` is a model (or adapter) of its own; `shared_trunk` a head on the policy's trunk: an
+            update costs half and needs less memory, but value and policy pull at the same weights.
+        value_coef: Weight of the value loss beside the policy loss; used with `shared_trunk`. 0.1 is Ziegler et al.'s.
         parameterisation: `full`: policy, reference and value are models of their own (faster for tiny models);
             `lora`: one frozen backbone with an adapter each for policy and value, reference = adapters off.
         lora: Adapter settings, used with `lora`.
@@ -112,18 +126,26 @@ class PPOSettings(StrictModel):
     ppo_epochs: int = Field(default=4, ge=1)
     minibatches: int = Field(default=1, ge=1)
     microbatch: int = Field(default=16, ge=1)
+    samples_per_prompt: int = Field(default=1, ge=1)
+    rollout_batch: int = Field(default=64, ge=1)
+    decode_tolerance_nats: float = Field(default=1e-3, ge=0)
     policy_learning_rate: float = Field(default=1e-5, gt=0)
     value_learning_rate: float = Field(default=2e-5, gt=0)
     warmup_steps: int = Field(default=3, ge=0)
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
     critic_warmup_steps: int = Field(default=0, ge=0)
     gamma: float = Field(default=1.0, gt=0, le=1)
     lam: float = Field(default=0.95, ge=0, le=1)
     clip_ratio: float = Field(default=0.2, gt=0, lt=1)
+    dual_clip: float | None = Field(default=None, gt=1)
     value_clip: float | None = Field(default=0.2, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=1.0, gt=0)
     max_response_tokens: int = Field(default=128, ge=1)
     value_init: Literal["reward_model", "policy"] = "reward_model"
+    value_model: Literal["separate", "shared_trunk"] = "separate"
+    value_coef: float = Field(default=0.1, gt=0)
     parameterisation: Literal["full", "lora"] = "lora"
     lora: LoRASettings = LoRASettings()
     kl: KLSettings = KLSettings()
@@ -136,5 +158,15 @@ class PPOSettings(StrictModel):
         if self.minibatches > self.episodes_per_step:
             raise ValueError(
                 f"minibatches ({self.minibatches}) must not be more than episodes_per_step ({self.episodes_per_step})"
+            )
+        if self.episodes_per_step % self.samples_per_prompt:
+            raise ValueError(
+                f"episodes_per_step ({self.episodes_per_step}) must be a multiple of samples_per_prompt "
+                f"({self.samples_per_prompt})"
+            )
+        if self.warmup_steps >= self.steps and self.learning_rate_schedule != "constant":
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) leave no step for a {self.learning_rate_schedule} schedule over "
+                f"{self.steps} steps"
             )
         return self

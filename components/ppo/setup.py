@@ -81,6 +81,9 @@ def build_models(
     """
     if settings.parameterisation == "full":
         model = load_policy(policy.path, dtype=torch.float32, device=device)
+        if settings.value_model == "shared_trunk":
+            head = _head_for_policy_backbone(model, policy, reward_model, scale, settings)
+            return SeparateModels(model, value_backbone=None, value_head=head)
         if settings.value_init == "policy":
             backbone = copy.deepcopy(model.base_model)
             return SeparateModels(model, value_backbone=backbone, value_head=_zero_head(model))  # pyright: ignore
@@ -89,7 +92,8 @@ def build_models(
         return SeparateModels(model, value_backbone=critic.base_model, value_head=head)  # pyright: ignore
     model = load_policy(policy.path, dtype=pick_dtype(device), device=device)
     head = _head_for_policy_backbone(model, policy, reward_model, scale, settings)
-    return SharedBackbone(model, value_head=head, lora=settings.lora)
+    value_adapter = settings.value_model == "separate"
+    return SharedBackbone(model, value_head=head, lora=settings.lora, value_adapter=value_adapter)
 
 
 def encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[EncodedPrompt]:
@@ -128,7 +132,7 @@ def _head_for_policy_backbone(
 ) -> ValueHead:
     """The reward model's head where it was trained on top of this very policy, else a zero head.
 
-    The backbone under the value adapter is the policy's: a head that was fitted to other hidden states means nothing.
+    The backbone under the value head is the policy's: a head that was fitted to other hidden states means nothing.
     """
     if settings.value_init == "policy":
         return _zero_head(model)

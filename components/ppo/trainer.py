@@ -14,6 +14,7 @@ uninterrupted one would have sampled.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,9 +34,10 @@ from components.ppo.rollout import EncodedPrompt, PromptCursor, Rollout, sample_
 from components.ppo.scoring import Scores, require_finite, score_rollout
 from components.ppo.settings import PPOSettings
 from components.ppo.update import Updater, UpdateStatistics
+from components.ppo.world import World
 from components.shared.errors import InputError
 
-__all__ = ["PPOTrainer"]
+__all__ = ["PPOTrainer", "learning_rate_factor"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class PPOTrainer:
         updates: Updates made so far.
         history: Rows so far; see `components.ppo.history`.
         stop_reason: Why training ended early; None while it has not.
+        world: The processes that train together.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class PPOTrainer:
         seed: int,
         reward_mean: float = 0.0,
         reward_std: float = 1.0,
+        world: World | None = None,
     ) -> None:
         """Sets up a training that has not begun.
 
@@ -77,6 +81,7 @@ class PPOTrainer:
             seed: Of everything random.
             reward_mean: Mean of the reward model's raw rewards, from its evaluation.
             reward_std: Their standard deviation.
+            world: The processes that train together; absent: this one is alone.
 
         Raises:
             InputError: There are no prompts.
@@ -95,7 +100,9 @@ class PPOTrainer:
         self._seed = seed
         self._cursor = PromptCursor(len(prompts), seed=seed)
         self._shaper = RewardShaper(settings.reward, mean=reward_mean, std=reward_std)
-        self._updater = Updater(models, settings, pad_id=int(tokenizer.pad_token_id))  # pyright: ignore
+        self.world = world or World()
+        pad_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+        self._updater = Updater(models, settings, pad_id=pad_id, world=self.world)
         self._last_good: dict[str, Tensor] | None = None
 
     @property
@@ -104,17 +111,16 @@ class PPOTrainer:
         return self.stop_reason is not None or self.updates >= self.settings.steps
 
     def rollout(self) -> Rollout:
-        """Samples a response to each of the next `episodes_per_step` prompts."""
-        chosen = [self._prompts[i] for i in self._cursor.take(self.settings.episodes_per_step)]
-        with self.models.autocast():
-            return sample_rollout(
-                self.models.sampling_policy(),
-                self._tokenizer,
-                chosen,
-                max_response_tokens=self.settings.max_response_tokens,
-                temperature=self.settings.temperature,
-                seed=self._step_seed(_ROLLOUT_STREAM),
-            )
+        """Samples `episodes_per_step` responses, `samples_per_prompt` to each of the next prompts."""
+        count = self.settings.episodes_per_step // self.settings.samples_per_prompt
+        return sample_rollout(
+            self.models,
+            self._tokenizer,
+            [self._prompts[i] for i in self._cursor.take(count)],
+            settings=self.settings,
+            seed=self._step_seed(_ROLLOUT_STREAM),
+            world=self.world,
+        )
 
     def score(self, rollout: Rollout) -> Scores:
         """Rewards, log-probabilities, values and KL of a rollout.
@@ -128,8 +134,9 @@ class PPOTrainer:
             self._tokenizer,
             rollout,
             shaper=self._shaper,
-            temperature=self.settings.temperature,
-            microbatch=self.settings.microbatch,
+            settings=self.settings,
+            check=self.updates,
+            world=self.world,
         )
 
     def advantages(self, scores: Scores) -> Advantages:
@@ -155,7 +162,7 @@ class PPOTrainer:
             rollout,
             scores,
             advantages,
-            warmup=self._warmup(),
+            rate=self._learning_rate_factor(),
             train_policy=train_policy,
             seed=self._step_seed(_UPDATE_STREAM),
         )
@@ -172,7 +179,7 @@ class PPOTrainer:
         goes back to the last one whose KL was below.
         """
         started = time.perf_counter()
-        coef, rate = self.controller.coef, self.settings.policy_learning_rate * self._warmup()
+        coef, rate = self.controller.coef, self.settings.policy_learning_rate * self._learning_rate_factor()
         rollout = self.rollout()
         scores = self.score(rollout)
         advantages = update = None
@@ -256,8 +263,8 @@ class PPOTrainer:
         self.history = list(state.progress["history"])
         self.updates = state.step
 
-    def _warmup(self) -> float:
-        return min(1.0, (self.updates + 1) / (self.settings.warmup_steps + 1))
+    def _learning_rate_factor(self) -> float:
+        return learning_rate_factor(self.updates, self.settings)
 
     def _step_seed(self, stream: int) -> int:
         return int(np.random.SeedSequence([self._seed, self.updates, stream]).generate_state(1, np.uint64)[0] >> 1)
@@ -273,6 +280,18 @@ class PPOTrainer:
         if self._last_good is not None:
             _load_weights(self.models.policy_parameters(), self._last_good)
             self.updates -= 1
+
+
+def learning_rate_factor(updates: int, settings: PPOSettings) -> float:
+    """Factor on the learning rates after `updates` updates: warm-up, then the schedule; in (0, 1]."""
+    if updates < settings.warmup_steps:
+        return (updates + 1) / (settings.warmup_steps + 1)
+    if settings.learning_rate_schedule == "constant":
+        return 1.0
+    falling = max(1, settings.steps - 1 - settings.warmup_steps)
+    done = min(1.0, (updates - settings.warmup_steps) / falling)
+    left = 1.0 - done if settings.learning_rate_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.final_learning_rate_share + (1.0 - settings.final_learning_rate_share) * left
 
 
 def _on_cpu(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The update: a few passes over a step's episodes with the clipped losses.
 
-Every optimizer step works on a minibatch; a minibatch is cut into micro-batches only to bound memory, and its gradient
-is the sum over its real tokens divided by their number, however it is cut.
+Every optimizer step works on a minibatch; a minibatch is cut into micro-batches only to bound memory and to divide it
+among processes, and its gradient is the sum over its real tokens divided by their number, however it is cut.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from components.ppo.losses import policy_loss, value_loss
 from components.ppo.models import ActorCritic
 from components.ppo.packing import PackedBatch, length_sorted_chunks, pack
 from components.ppo.rollout import Rollout
-from components.ppo.scoring import Scores, require_finite, token_logprobs
+from components.ppo.scoring import Scores, require_finite
 from components.ppo.settings import PPOSettings
+from components.ppo.world import World
 
 __all__ = ["UpdateStatistics", "Updater"]
 
@@ -51,11 +52,41 @@ class UpdateStatistics:
     value_grad_norm: float
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A micro-batch: its sequences, and of its tokens `(tokens,)` what was known before the update."""
+
+    batch: PackedBatch
+    old_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        rollout: Rollout,
+        scores: Scores,
+        advantages: Advantages,
+        chosen: list[int],
+        *,
+        pad_id: int,
+        device: torch.device,
+    ) -> _Part:
+        prompts = [rollout.prompts_ids[i] for i in chosen]
+        responses = [rollout.responses_ids[i] for i in chosen]
+        rows = torch.tensor(chosen, device=device)
+        mask = scores.mask[rows]
+        known = (scores.logprobs, scores.values, advantages.advantages, advantages.returns)
+        return cls(pack(prompts, responses, pad_id=pad_id, device=device), *(each[rows][mask] for each in known))
+
+
 class Updater:
     """Holds the two optimizers and makes the updates."""
 
-    def __init__(self, models: ActorCritic, settings: PPOSettings, *, pad_id: int) -> None:
+    def __init__(self, models: ActorCritic, settings: PPOSettings, *, pad_id: int, world: World | None = None) -> None:
         self._models = models
+        self._world = world or World()
         self._settings = settings
         self._pad_id = pad_id
         self._policy_parameters = list(models.policy_parameters().values())
@@ -69,7 +100,7 @@ class Updater:
         scores: Scores,
         advantages: Advantages,
         *,
-        warmup: float = 1.0,
+        rate: float = 1.0,
         train_policy: bool = True,
         seed: int = 0,
     ) -> UpdateStatistics:
@@ -79,15 +110,15 @@ class Updater:
             rollout: The episodes.
             scores: Their scores, before this update.
             advantages: Their advantages and returns.
-            warmup: Factor on both learning rates, in (0, 1].
+            rate: Factor on both learning rates, in (0, 1].
             train_policy: False while only the value model learns.
             seed: Of the minibatches' order.
 
         Raises:
             NotFiniteError: A loss or gradient is NaN or infinite; the weights are those before that step.
         """
-        _set_learning_rate(self._policy_optimizer, self._settings.policy_learning_rate * warmup)
-        _set_learning_rate(self._value_optimizer, self._settings.value_learning_rate * warmup)
+        _set_learning_rate(self._policy_optimizer, self._settings.policy_learning_rate * rate)
+        _set_learning_rate(self._value_optimizer, self._settings.value_learning_rate * rate)
         steps = [
             self._optimizer_step(rollout, scores, advantages, minibatch, train_policy=train_policy)
             for minibatch in self._minibatches(len(rollout), seed)
@@ -105,23 +136,28 @@ class Updater:
         *,
         train_policy: bool = True,
     ) -> dict[str, float]:
-        """Adds the gradient of both losses on a minibatch to the parameters' `.grad`.
+        """Adds the gradient of both losses on a minibatch to the parameters' `.grad`, over all processes.
 
         Returns:
             `policy_loss`, `value_loss`, `clip_fraction`, `value_clip_fraction`, `approx_kl_update`: means over tokens.
         """
         tokens = sum(len(rollout.responses_ids[i]) for i in minibatch)
-        sums: dict[str, float] = {}
-        for chosen in length_sorted_chunks(minibatch, rollout.sequence_lengths, self._settings.microbatch):
-            batch = self._pack(rollout, chosen)
-            rows = torch.tensor(chosen, device=self._models.device)
-            # One backward pass after the other: switching adapters in between would freeze what the first one needs.
-            parts = self._value_part(batch, rows, scores, advantages, tokens)
-            if train_policy:
-                parts |= self._policy_part(batch, rows, scores, advantages, tokens)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value
-        return {name: value / tokens for name, value in sums.items()}
+        names = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "approx_kl_update")
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self._models.device)
+        chunks = list(length_sorted_chunks(minibatch, rollout.sequence_lengths, self._settings.microbatch))
+        for chosen in self._world.share(chunks):
+            part = _Part.of(rollout, scores, advantages, chosen, pad_id=self._pad_id, device=self._models.device)
+            found = self._shared_pass(part, tokens, train_policy) if self._models.trunk_is_shared else {}
+            if not self._models.trunk_is_shared:
+                # One backward pass after the other: switching adapters in between would freeze what the first needs.
+                found = self._value_pass(part, tokens)
+                found |= self._policy_pass(part, tokens) if train_policy else {}
+            sums += torch.stack([found.get(name, torch.zeros(())).to(sums) for name in names])
+        self._world.sum_(sums)
+        self._world.sum_gradients(self._value_parameters)
+        if train_policy:
+            self._world.sum_gradients(self._policy_parameters)
+        return dict(zip(names, (sums / tokens).tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Both optimizers' state."""
@@ -138,41 +174,48 @@ class Updater:
             for part in np.array_split(random.permutation(episodes), self._settings.minibatches):
                 yield part.tolist()
 
-    def _pack(self, rollout: Rollout, chosen: list[int]) -> PackedBatch:
-        prompts = [rollout.prompts_ids[i] for i in chosen]
-        responses = [rollout.responses_ids[i] for i in chosen]
-        return pack(prompts, responses, pad_id=self._pad_id, device=self._models.device)
+    def _value_pass(self, part: _Part, tokens: int) -> dict[str, Tensor]:
+        """Backward pass of the value loss over `tokens`; sums over the part's tokens."""
+        loss, found = self._value_loss(self._models.values(part.batch), part)
+        (loss / tokens).backward()
+        return found
 
-    def _value_part(
-        self, batch: PackedBatch, rows: Tensor, scores: Scores, advantages: Advantages, tokens: int
-    ) -> dict[str, float]:
-        """Backward pass of the value loss over `tokens`; sums over the real tokens of `rows`."""
-        mask = scores.mask[rows]
-        part = value_loss(
-            self._models.values(batch),
-            scores.values[rows][mask],
-            advantages.returns[rows][mask],
-            clip=self._settings.value_clip,
+    def _policy_pass(self, part: _Part, tokens: int) -> dict[str, Tensor]:
+        """Backward pass of the policy loss over `tokens`; sums over the part's tokens."""
+        scored = self._models.policy_logprobs(part.batch, temperature=self._settings.temperature)
+        loss, found = self._policy_loss(scored.logprobs, part)
+        (loss / tokens).backward()
+        return found
+
+    def _shared_pass(self, part: _Part, tokens: int, train_policy: bool) -> dict[str, Tensor]:
+        """Both in one pass through the shared trunk; while the critic warms up, the head alone learns."""
+        logprobs, values = self._models.policy_logprobs_and_values(
+            part.batch, temperature=self._settings.temperature, detach_trunk=not train_policy
         )
-        (part.loss / tokens).backward()
-        return {"value_loss": float(part.loss.detach()), "value_clip_fraction": float(part.clipped)}
+        value, found = self._value_loss(values, part)
+        total = self._settings.value_coef * value
+        if train_policy:
+            policy, more = self._policy_loss(logprobs, part)
+            total, found = total + policy, found | more
+        (total / tokens).backward()
+        return found
 
-    def _policy_part(
-        self, batch: PackedBatch, rows: Tensor, scores: Scores, advantages: Advantages, tokens: int
-    ) -> dict[str, float]:
-        """Backward pass of the policy loss over `tokens`; sums over the real tokens of `rows`."""
-        mask = scores.mask[rows]
-        part = policy_loss(
-            token_logprobs(self._models.policy_logits(batch), batch, temperature=self._settings.temperature),
-            scores.logprobs[rows][mask],
-            advantages.advantages[rows][mask],
+    def _value_loss(self, values: Tensor, part: _Part) -> tuple[Tensor, dict[str, Tensor]]:
+        found = value_loss(values, part.old_values, part.returns, clip=self._settings.value_clip)
+        return found.loss, {"value_loss": found.loss.detach(), "value_clip_fraction": found.clipped}
+
+    def _policy_loss(self, logprobs: Tensor, part: _Part) -> tuple[Tensor, dict[str, Tensor]]:
+        found = policy_loss(
+            logprobs,
+            part.old_logprobs,
+            part.advantages,
             clip_ratio=self._settings.clip_ratio,
+            dual_clip=self._settings.dual_clip,
         )
-        (part.loss / tokens).backward()
-        return {
-            "policy_loss": float(part.loss.detach()),
-            "clip_fraction": float(part.clipped),
-            "approx_kl_update": float(part.approx_kl),
+        return found.loss, {
+            "policy_loss": found.loss.detach(),
+            "clip_fraction": found.clipped,
+            "approx_kl_update": found.approx_kl,
         }
 
     def _optimizer_step(
@@ -188,8 +231,7 @@ class Updater:
         self._value_optimizer.step()
         if train_policy:
             self._policy_optimizer.step()
-        absent = dict.fromkeys(("policy_loss", "clip_fraction", "approx_kl_update"), 0.0)
-        return UpdateStatistics(**(absent | means), grad_norm=float(policy_norm), value_grad_norm=float(value_norm))
+        return UpdateStatistics(**means, grad_norm=float(policy_norm), value_grad_norm=float(value_norm))
 
 
 def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:

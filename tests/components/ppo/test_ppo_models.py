@@ -15,7 +15,6 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from components.ppo.models import SharedBackbone
 from components.ppo.packing import pack, unpack
 from components.ppo.rollout import Rollout
-from components.ppo.scoring import token_logprobs
 from components.shared.models import load_policy
 from components.shared.scoring import response_logprobs
 
@@ -45,7 +44,7 @@ def _make_capped_policy() -> Any:
 
 def _packed_logprobs(models: Any, *, temperature: float = 1.0) -> list[torch.Tensor]:
     batch = pack(PROMPTS, RESPONSES, pad_id=0, device=CPU)
-    packed = token_logprobs(models.policy_logits(batch), batch, temperature=temperature)
+    packed = models.policy_logprobs(batch, temperature=temperature).logprobs
     return list(packed.detach().split([len(response) for response in RESPONSES]))
 
 
@@ -83,15 +82,15 @@ def test_what_is_learned_from_is_what_was_sampled_where_the_pad_token_is_likely(
 def test_reference_stays_while_the_policy_moves(parameterisation: str) -> None:
     trainer = make_trainer(parameterisation=parameterisation)
     batch = pack(PROMPTS, RESPONSES, pad_id=0, device=CPU)
-    before = trainer.models.reference_logits(batch)
-    start = trainer.models.policy_logits(batch).detach()
+    before = trainer.models.reference_logprobs(batch, temperature=1.0)
+    start = trainer.models.policy_logprobs(batch, temperature=1.0).logprobs.detach()
 
     for _ in range(2):
         trainer.step()
 
     assert torch.equal(start, before)
-    assert torch.equal(trainer.models.reference_logits(batch), before)
-    assert not torch.allclose(trainer.models.policy_logits(batch), before)
+    assert torch.equal(trainer.models.reference_logprobs(batch, temperature=1.0), before)
+    assert not torch.allclose(trainer.models.policy_logprobs(batch, temperature=1.0).logprobs, before)
 
 
 def test_adapters_of_policy_and_value_are_apart() -> None:
@@ -100,7 +99,7 @@ def test_adapters_of_policy_and_value_are_apart() -> None:
     batch = pack(PROMPTS, RESPONSES, pad_id=0, device=CPU)
     policy, value = models.policy_parameters(), models.value_parameters()
 
-    models.policy_logits(batch).sum().backward()
+    models.policy_logprobs(batch, temperature=1.0).logprobs.sum().backward()
     policy_moved = {name for name, parameter in policy.items() if parameter.grad is not None}
     value_moved = {name for name, parameter in value.items() if parameter.grad is not None}
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from components.ppo.packing import pack
 from components.ppo.rollout import EncodedPrompt
-from components.ppo.scoring import token_logprobs
 from components.ppo.trainer import PPOTrainer
 
 BETA = 0.5
@@ -111,7 +110,7 @@ def _every_answer(tokens: int) -> list[list[int]]:
 def _answer_logprobs(trainer: PPOTrainer, answers: list[list[int]]) -> Tensor:
     """log pi of each answer, `(answers,)`."""
     batch = pack([PROMPT] * len(answers), answers, pad_id=0, device=torch.device("cpu"))
-    logprobs = token_logprobs(trainer.models.policy_logits(batch), batch, temperature=1.0).detach()
+    logprobs = trainer.models.policy_logprobs(batch, temperature=1.0).logprobs.detach()
     return torch.zeros(len(answers)).index_add(0, batch.rows, logprobs)
 
 

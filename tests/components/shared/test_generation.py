@@ -131,11 +131,47 @@ def test_the_same_seed_gives_the_same_answers_and_another_seed_others():
     assert _generate(policy, PROMPTS) == _generate(policy, PROMPTS) != _generate(policy, PROMPTS, seed=1)
 
 
-def test_a_generator_carries_its_state_from_call_to_call():
-    policy, generator = _make_policy(), torch.Generator().manual_seed(0)
-    first, second = (_generate(policy, PROMPTS, seed=None, generator=generator) for _ in range(2))
-    assert first == _generate(policy, PROMPTS)
-    assert first != second
+def test_an_answer_depends_neither_on_its_batch_nor_on_the_order():
+    policy = _make_policy(eos_logit=2.0)
+    together = [s.response_ids for s in _generate(policy, PROMPTS * 6, batch_size=30)]
+    apart = [s.response_ids for s in _generate(policy, PROMPTS * 6, batch_size=4)]
+    order = list(range(30))[::-1]
+    backwards = _generate(policy, [(PROMPTS * 6)[i] for i in order], numbers=order)
+    assert together == apart == [s.response_ids for s in backwards[::-1]]
+    assert len({tuple(answer) for answer in together}) > 20
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_several_samples_share_a_prompt_and_are_as_if_each_had_its_own(shape: str):
+    policy = _make_policy(shape=shape, eos_logit=2.0)
+    shared = _generate(policy, PROMPTS, samples_per_prompt=4)
+    apart = _generate(policy, [prompt for prompt in PROMPTS for _ in range(4)])
+    assert [s.prompt_ids for s in shared] == [s.prompt_ids for s in apart]
+    assert [s.response_ids for s in shared] == [s.response_ids for s in apart]
+    for one, other in zip(shared, apart, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_entropies_are_those_of_the_distributions_sampled_from(temperature: float):
+    policy = _make_policy(pad_logit=5.0)
+    for sampled in _generate(policy, PROMPTS, temperature=temperature):
+        with torch.no_grad():
+            logits = policy(torch.tensor([sampled.prompt_ids + sampled.response_ids])).logits[0]
+        logits[:, TOKENIZER.pad_token_id] = -torch.inf
+        logits = logits[len(sampled.prompt_ids) - 1 : -1] / temperature
+        expected = torch.distributions.Categorical(logits=logits).entropy()
+        assert sampled.entropies == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_observed_are_the_hidden_states_that_tokens_were_sampled_from(shape: str):
+    policy = _make_policy(shape=shape)
+    for sampled in _generate(policy, PROMPTS, samples_per_prompt=2, observe=lambda hidden: hidden.sum(1)):
+        with torch.no_grad():
+            ids = torch.tensor([sampled.prompt_ids + sampled.response_ids])
+            hidden = policy.base_model(ids).last_hidden_state[0, len(sampled.prompt_ids) - 1 : -1]
+        assert sampled.observed == pytest.approx(hidden.sum(1).tolist(), abs=1e-3)
 
 
 def test_the_policy_keeps_its_mode():
