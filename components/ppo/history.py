@@ -29,6 +29,8 @@ _FINAL_WINDOW = 5
 _NOT_IN_METRIC_NAMES = re.compile(r"[^A-Za-z0-9_\-. ]")
 """MLflow refuses a whole batch of metrics for one name with another character."""
 
+_NOT_METRICS = frozenset({"alarms", "slices", "step"})
+
 _UPDATE_FIELDS = tuple(UpdateStatistics.__dataclass_fields__)
 
 
@@ -97,7 +99,7 @@ def repetition_share(response_ids: Sequence[int]) -> float:
 
 def metrics_of_row(row: dict[str, Any]) -> dict[str, float]:
     """A row as flat metrics, slices as `slice/<name>/<metric>`, for a tracking server."""
-    flat = {name: value for name, value in row.items() if name not in ("slices", "step") and value is not None}
+    flat = {name: value for name, value in row.items() if name not in _NOT_METRICS and value is not None}
     for name, figures in row["slices"].items():
         safe = _NOT_IN_METRIC_NAMES.sub("_", name)
         flat |= {f"slice/{safe}/{metric}": value for metric, value in figures.items()}
@@ -108,8 +110,8 @@ def summarise(history: Sequence[dict[str, Any]], kl: KLSettings, *, stop_reason:
     """`summary.json` of the artifact.
 
     `steps` counts the updates done. `reward_start` and `kl_final`, `reward_final` are raw rewards and nats; final ones
-    are means of the last five steps. A row without an update is of a policy above the KL ceiling, which is thrown away:
-    no figure is taken from it.
+    are means of the last five steps. `alarms` counts the steps of each alarm. A row without an update is of a policy
+    above the KL ceiling, which is thrown away: no figure is taken from it.
 
     Args:
         history: All rows, at least one.
@@ -129,6 +131,7 @@ def summarise(history: Sequence[dict[str, Any]], kl: KLSettings, *, stop_reason:
         "reward_final": _mean([row["reward_mean"] for row in last]),
         "stopped_early": stop_reason is not None,
         "stop_reason": stop_reason,
+        "alarms": {name: sum(name in row["alarms"] for row in history) for name in _alarm_names(history)},
     }
 
 
@@ -146,6 +149,10 @@ def _slices(rollout: Rollout, scores: Scores) -> dict[str, dict[str, float]]:
         }
         for name in sorted(members)
     }
+
+
+def _alarm_names(history: Sequence[dict[str, Any]]) -> list[str]:
+    return sorted({name for row in history for name in row["alarms"]})
 
 
 def _mean_of(values: Tensor, indices: list[int]) -> float:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from components.shared.settings import StrictModel
 
-__all__ = ["KLSettings", "LoRASettings", "PPOSettings", "RewardSettings"]
+__all__ = ["AlarmSettings", "KLSettings", "LoRASettings", "PPOSettings", "RewardSettings"]
 
 
 class KLSettings(StrictModel):
@@ -60,6 +60,27 @@ class RewardSettings(StrictModel):
     clip: float | None = Field(default=5.0, gt=0)
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     length_penalty_per_token: float = Field(default=0.0, ge=0)
+
+
+class AlarmSettings(StrictModel):
+    """Signs of a training that goes wrong; each is told in the log, the history and the summary. None: not looked for.
+
+    Attributes:
+        min_entropy_share: Entropy a token, as a share of the first step's, below which the policy has collapsed.
+        min_explained_variance: Share of the returns' variance that the value model explains, below which it misleads:
+            under 0 it is worse than a constant.
+        max_truncated_share: Share of answers cut at the length limit, above which the score says little.
+        max_repetition_share: Share of an answer's token trigrams that occurred in it before.
+        patience: Steps in a row that a sign must last: single batches are noisy.
+        stop_on: The alarms that end training, the policy of that moment kept.
+    """
+
+    min_entropy_share: float | None = Field(default=0.1, gt=0, lt=1)
+    min_explained_variance: float | None = Field(default=0.0, lt=1)
+    max_truncated_share: float | None = Field(default=0.5, ge=0, lt=1)
+    max_repetition_share: float | None = Field(default=0.5, ge=0, lt=1)
+    patience: int = Field(default=10, ge=1)
+    stop_on: list[Literal["entropy", "explained_variance", "truncation", "repetition"]] = Field(default_factory=list)
 
 
 class LoRASettings(StrictModel):
@@ -117,6 +138,7 @@ class PPOSettings(StrictModel):
         lora: Adapter settings, used with `lora`.
         kl: KL control.
         reward: Reward shaping.
+        alarms: What is watched while training goes on.
         save_every_steps: Steps between resume checkpoints.
         evaluate_every_steps: Steps between the policies kept for evaluation.
     """
@@ -150,6 +172,7 @@ class PPOSettings(StrictModel):
     lora: LoRASettings = LoRASettings()
     kl: KLSettings = KLSettings()
     reward: RewardSettings = RewardSettings()
+    alarms: AlarmSettings = AlarmSettings()
     save_every_steps: int = Field(default=10, ge=1)
     evaluate_every_steps: int = Field(default=10, ge=1)
 

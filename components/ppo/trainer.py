@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.ppo.advantages import Advantages, estimate_advantages
+from components.ppo.alarms import raise_alarms
 from components.ppo.checkpoint import CheckpointStore, TrainingState, random_states, restore_random_states
 from components.ppo.history import history_row
 from components.ppo.kl_control import KLController
@@ -201,6 +202,7 @@ class PPOTrainer:
             seconds=time.perf_counter() - started,
         )
         self.history.append(row)
+        self._look_for_alarms(row)
         return row
 
     def train(
@@ -268,6 +270,15 @@ class PPOTrainer:
 
     def _step_seed(self, stream: int) -> int:
         return int(np.random.SeedSequence([self._seed, self.updates, stream]).generate_state(1, np.uint64)[0] >> 1)
+
+    def _look_for_alarms(self, row: dict[str, Any]) -> None:
+        alarms = raise_alarms(self.history, self.settings.alarms)
+        row["alarms"] = [alarm.name for alarm in alarms]
+        for alarm in alarms:
+            if alarm.new:
+                logger.warning("step %d: %s.", row["step"], alarm.reason)
+            if alarm.name in self.settings.alarms.stop_on and self.stop_reason is None:
+                self.stop_reason = alarm.reason
 
     def _keep_as_good(self) -> None:
         """Remembers the policy just measured below the ceiling: a copy, on the CPU, of what is trained."""

@@ -55,3 +55,18 @@ def test_value_loss_without_clip_is_half_the_squared_error() -> None:
 
     assert float(result.loss) == pytest.approx(2.5)
     assert int(result.clipped) == 0
+
+
+def test_dual_clip_bounds_the_loss_of_a_negative_advantage_and_its_gradient() -> None:
+    logprobs = torch.log(torch.tensor([1.0, 2.0, 10.0, 10.0])).requires_grad_()
+    advantages = torch.tensor([-1.0, -1.0, -1.0, 1.0])
+
+    bounded = policy_loss(logprobs, torch.zeros(4), advantages, clip_ratio=0.2, dual_clip=3.0)
+    unbounded = policy_loss(logprobs, torch.zeros(4), advantages, clip_ratio=0.2)
+
+    assert bounded.loss.item() == pytest.approx(1.0 + 2.0 + 3.0 - 1.2)
+    assert unbounded.loss.item() == pytest.approx(1.0 + 2.0 + 10.0 - 1.2)
+    assert int(bounded.clipped) == 2
+    bounded.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([1.0, 2.0, 0.0, 0.0])

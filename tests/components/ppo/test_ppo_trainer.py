@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from tiny_ppo import make_prompts, make_settings, make_tokenizer, make_trainer
 from components.ppo.errors import NotFiniteError
 from components.ppo.history import metrics_of_row, repetition_share, summarise
 from components.ppo.rollout import PromptCursor
-from components.ppo.trainer import PPOTrainer
+from components.ppo.trainer import PPOTrainer, learning_rate_factor
 from components.shared.errors import InputError
 
 
@@ -191,11 +192,12 @@ def test_summary_averages_the_final_steps() -> None:
         "reward_final": 70.0,
         "stopped_early": False,
         "stop_reason": None,
+        "alarms": {},
     }
 
 
 def test_summary_leaves_out_the_policy_above_the_ceiling() -> None:
-    above = {"kl": 1000.0, "reward_mean": 1000.0, "value_loss": None}
+    above = {"alarms": [], "kl": 1000.0, "reward_mean": 1000.0, "value_loss": None}
 
     summary = summarise([*_make_history(9), above], make_settings().kl, stop_reason="kl is above the ceiling")
 
@@ -208,7 +210,80 @@ def test_summary_leaves_out_the_policy_above_the_ceiling() -> None:
         "reward_final": 70.0,
         "stopped_early": True,
         "stop_reason": "kl is above the ceiling",
+        "alarms": {},
     }
+
+
+def test_learning_rate_rises_and_then_follows_its_schedule() -> None:
+    options = {"steps": 12, "warmup_steps": 3, "final_learning_rate_share": 0.1}
+
+    rates = {
+        name: [learning_rate_factor(step, make_settings(learning_rate_schedule=name, **options)) for step in range(12)]
+        for name in ("constant", "linear", "cosine")
+    }
+
+    assert rates["constant"] == [0.25, 0.5, 0.75, *[1.0] * 9]
+    assert rates["linear"][3:] == pytest.approx([1.0 - 0.9 * i / 8 for i in range(9)])
+    assert rates["cosine"][3] == 1.0
+    assert rates["cosine"][7] == pytest.approx(0.55)
+    assert rates["cosine"][11] == pytest.approx(0.1)
+
+
+def test_a_schedule_without_room_after_the_warm_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="leave no step"):
+        make_settings(steps=3, warmup_steps=3, learning_rate_schedule="linear")
+
+
+def test_several_samples_a_prompt_follow_each_other() -> None:
+    trainer = make_trainer(samples_per_prompt=4)
+
+    rollout = trainer.rollout()
+
+    assert len(rollout) == 8
+    assert rollout.prompts_ids[0] == rollout.prompts_ids[3] != rollout.prompts_ids[4]
+    assert len({tuple(response) for response in rollout.responses_ids[:4]}) > 1
+    with pytest.raises(ValueError, match="must be a multiple of samples_per_prompt"):
+        make_settings(samples_per_prompt=3)
+
+
+def test_log_probabilities_are_computed_again_where_decoding_disagrees() -> None:
+    trainer = make_trainer()
+    rollout = trainer.rollout()
+    exact = trainer.score(rollout)
+    worse = replace(rollout, decode_logprobs=[[p + 0.01 for p in row] for row in rollout.decode_logprobs])
+
+    again = trainer.score(worse)
+
+    assert not exact.recomputed
+    assert again.recomputed
+    assert again.decode_gap == pytest.approx(0.01, abs=1e-4)
+    assert torch.allclose(exact.logprobs, again.logprobs, atol=1e-5)
+    assert torch.allclose(exact.entropy, again.entropy, atol=1e-5)
+
+
+@pytest.mark.parametrize("parameterisation", ["full", "lora"])
+def test_on_a_shared_trunk_values_come_from_decoding_and_both_losses_move_it(parameterisation: str) -> None:
+    trainer = make_trainer(parameterisation=parameterisation, value_model="shared_trunk", steps=3)
+    trainer.step()
+    rollout = trainer.rollout()
+    scores = trainer.score(rollout)
+    recomputed = trainer.score(replace(rollout, decode_logprobs=[[0.0] * len(r) for r in rollout.responses_ids]))
+
+    assert not scores.recomputed
+    assert scores.values.abs().max() > 0
+    assert torch.allclose(scores.values, recomputed.values, atol=1e-4)
+    assert set(trainer.models.value_parameters()) == {"head.score.weight"}
+    assert trainer.update(rollout, scores, trainer.advantages(scores)).value_grad_norm > 0
+
+
+def test_while_the_critic_warms_up_on_a_shared_trunk_the_head_alone_learns() -> None:
+    trainer = make_trainer(critic_warmup_steps=1, value_model="shared_trunk")
+    before = _weights(trainer)
+
+    trainer.step()
+
+    assert all(torch.equal(before[name], after) for name, after in _weights(trainer).items())
+    assert trainer.models.value_parameters()["head.score.weight"].abs().max() > 0
 
 
 def test_rows_tell_slices_apart() -> None:
@@ -220,7 +295,7 @@ def test_rows_tell_slices_apart() -> None:
 
 
 def _make_history(steps: int) -> list[dict[str, Any]]:
-    return [{"kl": float(i), "reward_mean": 10.0 * i, "value_loss": 0.5} for i in range(1, steps + 1)]
+    return [{"kl": float(i), "reward_mean": 10.0 * i, "value_loss": 0.5, "alarms": []} for i in range(1, steps + 1)]
 
 
 def _weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
