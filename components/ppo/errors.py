@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from components.shared.errors import PlumblineError
 
-__all__ = ["CheckpointMismatchError", "NotFiniteError"]
+__all__ = ["CheckpointMismatchError", "NotFiniteError", "RewardRuleError"]
 
 
 class NotFiniteError(PlumblineError):
@@ -13,3 +13,7 @@ class NotFiniteError(PlumblineError):
 
 class CheckpointMismatchError(PlumblineError):
     """A resume checkpoint was made with other settings or inputs."""
+
+
+class RewardRuleError(PlumblineError):
+    """A rule reward failed, or gave something else than one finite number a response."""

@@ -65,6 +65,7 @@ def history_row(
         "reward_mean": float(scores.rewards.mean()),
         "reward_std": float(scores.rewards.std(unbiased=False)),
         "score_mean": float(scores.scores.mean()),
+        **{name: float(values.mean()) for name, values in scores.reward_parts.items()},
         "kl": kl,
         "kl_k3": float(scores.kl_k3.mean()),
         "kl_per_token": float(scores.kl.sum()) / tokens,
@@ -144,6 +145,7 @@ def _slices(rollout: Rollout, scores: Scores) -> dict[str, dict[str, float]]:
         name: {
             "n": len(members[name]),
             "reward": _mean_of(scores.rewards, members[name]),
+            **{part: _mean_of(values, members[name]) for part, values in scores.reward_parts.items()},
             "kl": _mean_of(scores.kl, members[name]),
             "response_tokens": _mean_of(lengths, members[name]),
         }

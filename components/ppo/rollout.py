@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,16 @@ class EncodedPrompt:
     Attributes:
         ids: Token ids, chat template applied.
         slice: The part of the data it is reported under.
+        id: Its id in the data, if it has one.
+        text: The prompt as in the data; None: what the ids say.
+        metadata: What the data says of it beside; for rules.
     """
 
     ids: list[int]
     slice: str
+    id: str | None = None
+    text: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PromptCursor:
@@ -77,6 +83,7 @@ class Rollout:
         decode_logprobs: log pi of each response token as seen while decoding, nats.
         decode_entropies: Entropy of the distribution that each token was sampled from, nats.
         decode_values: Value before each token as seen while decoding; empty unless the trunk is shared.
+        prompts: The prompts; empty where nothing is known of them but their ids.
     """
 
     slices: list[str]
@@ -86,6 +93,7 @@ class Rollout:
     decode_logprobs: list[list[float]]
     decode_entropies: list[list[float]] = field(default_factory=list)
     decode_values: list[list[float]] = field(default_factory=list)
+    prompts: list[EncodedPrompt] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.responses_ids)
@@ -146,6 +154,7 @@ def sample_rollout(
         decode_logprobs=[generation.logprobs for generation in generations],
         decode_entropies=[generation.entropies for generation in generations],
         decode_values=[generation.observed for generation in generations] if models.trunk_is_shared else [],
+        prompts=[prompt for prompt in prompts for _ in range(copies)],
     )
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from components.ppo.errors import NotFiniteError
 from components.ppo.kl_control import sequence_k1, sequence_k3
 from components.ppo.models import ActorCritic
 from components.ppo.packing import PackedBatch, length_sorted_chunks, pack, response_mask, unpack
-from components.ppo.reward_shaping import RewardShaper
+from components.ppo.rewards import Rewards
 from components.ppo.rollout import Rollout
 from components.ppo.settings import PPOSettings
 from components.ppo.world import World
-from components.shared.scoring import rewards as reward_scores
 
 __all__ = ["Scores", "require_finite", "score_rollout"]
 
@@ -27,7 +26,7 @@ class Scores:
     """What is known about a rollout before anything is learned from it; float32, no gradient.
 
     Attributes:
-        rewards: `(batch,)`, the reward model's raw numbers.
+        rewards: `(batch,)`, the main reward model's raw numbers.
         scores: `(batch,)`, shaped: what PPO is paid at the end of a response.
         logprobs: `(batch, time)`, log pi of each response token, nats.
         reference_logprobs: `(batch, time)`, the same under the reference.
@@ -38,6 +37,7 @@ class Scores:
         kl_k3: `(batch,)`, k3, nats per sequence.
         decode_gap: Largest difference between a log-probability seen while decoding and the one computed again, nats.
         recomputed: Whether that was above the tolerance, so that all were computed again.
+        reward_parts: `(batch,)` each, by column of the history; see `ShapedRewards.parts`.
     """
 
     rewards: Tensor
@@ -51,6 +51,7 @@ class Scores:
     kl_k3: Tensor
     decode_gap: float
     recomputed: bool = False
+    reward_parts: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def log_ratio(self) -> Tensor:
@@ -61,11 +62,10 @@ class Scores:
 @torch.no_grad()
 def score_rollout(
     models: ActorCritic,
-    reward_model: PreTrainedModel,
+    rewards: Rewards,
     tokenizer: PreTrainedTokenizerBase,
     rollout: Rollout,
     *,
-    shaper: RewardShaper,
     settings: PPOSettings,
     check: int = 0,
     world: World | None = None,
@@ -78,16 +78,16 @@ def score_rollout(
 
     Args:
         models: Policy, reference and value model.
-        reward_model: Sequence classifier with one label.
+        rewards: Says what each response is worth.
         tokenizer: Of all models.
         rollout: The episodes.
-        shaper: Makes scores of rewards.
         settings: Of the run.
         check: Which micro-batch is computed again; counts on from step to step.
         world: Each process scores its share.
 
     Raises:
         NotFiniteError: A reward, log-probability or value is NaN or infinite.
+        RewardRuleError: A rule failed.
     """
     world = world or World()
     passes = _Passes(models, rollout, settings, pad_id=int(tokenizer.pad_token_id), world=world)  # pyright: ignore
@@ -98,18 +98,17 @@ def score_rollout(
     passes.reference_and_values(values_at_decode=models.trunk_is_shared and not recomputed)
     columns, mask = passes.columns, passes.mask
     mine = list(world.share(range(len(rollout))))
-    raw = torch.zeros(len(rollout), device=models.device)
+    raw = torch.zeros((len(rewards.names), len(rollout)), device=models.device)
     if mine:
-        prompts, responses = ([ids[i] for i in mine] for ids in (rollout.prompts_ids, rollout.responses_ids))
-        raw[mine] = reward_scores(reward_model, tokenizer, prompts, responses).to(models.device)
+        raw[:, mine] = rewards.raw(rollout, mine).to(models.device)
     world.sum_(raw)
-    require_finite("the reward model's rewards", raw)
+    shaped = rewards.shape(raw, rollout)
     require_finite("log-probabilities or values", *columns.values())
-    lengths = [len(response) for response in rollout.responses_ids]
     log_ratio = columns["pi"] - columns["ref"]
     return Scores(
-        rewards=raw,
-        scores=shaper.shape(raw, finished=rollout.finished, lengths=lengths),
+        rewards=raw[0],
+        scores=shaped.scores,
+        reward_parts=shaped.parts,
         logprobs=columns["pi"],
         reference_logprobs=columns["ref"],
         values=columns["value"],

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from components.shared.settings import StrictModel
 
-__all__ = ["AlarmSettings", "KLSettings", "LoRASettings", "PPOSettings", "RewardSettings"]
+__all__ = [
+    "AlarmSettings",
+    "KLSettings",
+    "LoRASettings",
+    "PPOSettings",
+    "RewardModelSourceSettings",
+    "RewardSettings",
+    "RuleSourceSettings",
+    "SafetySettings",
+]
 
 
 class KLSettings(StrictModel):
@@ -43,13 +52,105 @@ class KLSettings(StrictModel):
         return self
 
 
+class _SourceSettings(StrictModel):
+    """A reward beside the main reward model's.
+
+    Attributes:
+        name: What the history (`reward/<name>`), errors and manifests call it.
+        role: `term`: added to the main reward, `weight` times. `ensemble`: judges together with the main reward model
+            as one, as `ensemble` says. `safety`: replaces all other rewards of an unsafe response, as `safety` says.
+        weight: Factor on the normalised reward of a term or of the safety reward.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")
+    role: Literal["term", "ensemble", "safety"] = "term"
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _weight_has_a_meaning(self) -> _SourceSettings:
+        if self.role == "ensemble" and self.weight != 1.0:
+            raise ValueError("an ensemble's members count alike: leave out weight, or take role `term`")
+        if self.role == "safety" and self.weight <= 0:
+            raise ValueError("the weight of a safety reward must be above 0: it would pay for unsafe responses")
+        return self
+
+
+class RewardModelSourceSettings(_SourceSettings):
+    """Another reward model.
+
+    Attributes:
+        reward_model: Its artifact: a folder, or an address that MLflow can fetch (`runs:/`, `models:/`, `s3://`).
+        normalise: As for the main reward: `reward_model` takes the scale in its own `reward.json`.
+    """
+
+    reward_model: str = Field(min_length=1)
+    normalise: Literal["reward_model", "running", "none"] = "reward_model"
+
+
+class RuleSourceSettings(_SourceSettings):
+    """A function that scores responses; components/ppo/rewards.py says what it is called with.
+
+    Attributes:
+        rule: `module:function`, importable where the step runs.
+        normalise: `none` takes its number as it is, in the score's deviations; `running` its running moments.
+    """
+
+    rule: str = Field(pattern=r"^[\w.]+:\w+$")
+    normalise: Literal["none", "running"] = "none"
+
+
+def _kind_of_source(value: Any) -> str:
+    given = value if isinstance(value, dict) else vars(value)
+    return "rule" if "rule" in given else "reward_model"
+
+
+RewardSourceSettings = Annotated[
+    Annotated[RewardModelSourceSettings, Tag("reward_model")] | Annotated[RuleSourceSettings, Tag("rule")],
+    Discriminator(_kind_of_source),
+]
+
+
+class SafetySettings(StrictModel):
+    """When the safety reward replaces helpfulness (Touvron et al. 2023, "Llama 2", section 3.2.3).
+
+    Attributes:
+        threshold: A response whose safety reward is below it counts as unsafe. 0.15 is Llama 2's.
+        unit: Of the threshold. `sigmoid`: the raw reward through the sigmoid, in (0, 1), as theirs; a Bradley-Terry
+            reward has no natural zero, so train the safety model with centred rewards. `normalised`: deviations, after
+            the source's own normalisation; `raw`: what the model or rule gives.
+        slices: Prompts of these slices are scored by the safety reward whatever it is, as Llama 2 does with prompts
+            that were written to provoke an unsafe answer.
+    """
+
+    threshold: float = Field(default=0.15, allow_inf_nan=False)
+    unit: Literal["sigmoid", "normalised", "raw"] = "sigmoid"
+    slices: list[str] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _threshold_can_be_reached(self) -> SafetySettings:
+        if self.unit == "sigmoid" and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold ({self.threshold:g}) must be between 0 and 1, where a sigmoid is")
+        return self
+
+
 class RewardSettings(StrictModel):
-    """How the reward model's number becomes the score at the end of a response. Score is in standard deviations.
+    """How rewards become the score at the end of a response. Score is in standard deviations.
+
+    The stage's reward model is the main reward: the one that `reward_mean` of the history, evaluation and gate mean.
+    Score = clip(weight x ensemble + sum of weighted terms, or the safety reward in its place) - penalties.
 
     Attributes:
         normalise: `reward_model` subtracts the mean and divides by the deviation that the reward model's evaluation
             measured: one fixed scale, so that a nat of KL costs the same all through the run; `running` takes the
             moments of all episodes so far; `none` takes the raw number.
+        weight: Factor on the main reward, or on the ensemble that it is a member of.
+        sources: Further rewards; each is normalised by itself before they are combined.
+        ensemble: What the main reward model and the sources with role `ensemble` say together: their `mean`; the
+            lowest (`min`, worst-case optimisation); the mean minus `ensemble_lambda` times their variance
+            (uncertainty-weighted optimisation). Coste et al. 2023, "Reward model ensembles help mitigate
+            overoptimization".
+        ensemble_lambda: Of `mean_minus_variance`, per squared deviation. 0.1 is Coste et al.'s for PPO.
+        safety: When the source with role `safety` replaces the others.
         clip: Largest score in magnitude, before penalties; absent: no clip. 5 deviations only cuts what is broken.
         missing_eos_penalty: Subtracted from the score of a response that hit the length limit: the reward model
             never learned what half a sentence is worth.
@@ -57,9 +158,62 @@ class RewardSettings(StrictModel):
     """
 
     normalise: Literal["reward_model", "running", "none"] = "reward_model"
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    sources: list[RewardSourceSettings] = Field(default=[])
+    ensemble: Literal["mean", "min", "mean_minus_variance"] = "mean"
+    ensemble_lambda: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    safety: SafetySettings = SafetySettings()
     clip: float | None = Field(default=5.0, gt=0)
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     length_penalty_per_token: float = Field(default=0.0, ge=0)
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """`module:function` of each rule by its source's name."""
+        return {source.name: source.rule for source in self.sources if isinstance(source, RuleSourceSettings)}
+
+    @property
+    def reward_models(self) -> dict[str, str]:
+        """Address of each further reward model by its source's name."""
+        return {
+            source.name: source.reward_model for source in self.sources if isinstance(source, RewardModelSourceSettings)
+        }
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> RewardSettings:
+        names = [source.name for source in self.sources]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources are named {doubled[0]!r}")
+        if "main" in names:
+            raise ValueError("'main' is the stage's reward model; give the source another name")
+        return self
+
+    @model_validator(mode="after")
+    def _ensemble_fits_together(self) -> RewardSettings:
+        members = [source for source in self.sources if source.role == "ensemble"]
+        if self.ensemble != "mean" and not members:
+            raise ValueError(f"ensemble is {self.ensemble!r}, but no source has role 'ensemble'")
+        for member in members:
+            if (member.normalise == "none") != (self.normalise == "none"):
+                raise ValueError(
+                    f"the main reward and member {member.name!r} must both be normalised, or neither: "
+                    f"{self.ensemble!r} of numbers on different scales means nothing"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _one_safety_reward(self) -> RewardSettings:
+        safety = [source for source in self.sources if source.role == "safety"]
+        if len(safety) > 1:
+            raise ValueError(f"{len(safety)} sources have role 'safety'; only one can replace the others")
+        if self.safety != SafetySettings() and not safety:
+            raise ValueError("safety is set, but no source has role 'safety'")
+        if safety and isinstance(safety[0], RuleSourceSettings) and self.safety.unit == "sigmoid":
+            raise ValueError(
+                f"safety.unit is 'sigmoid', but {safety[0].name!r} is a rule and its number no logit: "
+                f"give safety.threshold with unit 'raw' or 'normalised'"
+            )
+        return self
 
 
 class AlarmSettings(StrictModel):

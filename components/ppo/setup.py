@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.ppo.models import ActorCritic, SeparateModels, SharedBackbone, ValueHead
+from components.ppo.rewards import ModelReward, RewardSource, load_rule
 from components.ppo.rollout import EncodedPrompt
-from components.ppo.settings import PPOSettings
+from components.ppo.settings import PPOSettings, RewardSettings
 from components.ppo.trainer import PPOTrainer
 from components.shared.artifacts import Artifact
 from components.shared.errors import ArtifactError, InputError
@@ -27,9 +28,16 @@ from components.shared.models import (
     pick_device,
     pick_dtype,
 )
-from components.shared.records import PromptRecord, read_records
+from components.shared.records import PromptRecord, prompt_text, read_records
 
-__all__ = ["RewardScale", "build_models", "build_trainer", "encode_prompts", "read_reward_scale"]
+__all__ = [
+    "RewardScale",
+    "build_models",
+    "build_trainer",
+    "encode_prompts",
+    "further_rewards",
+    "read_reward_scale",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +51,23 @@ class RewardScale:
 
 
 def build_trainer(
-    *, policy: Artifact, reward_model: Artifact, dataset: Artifact, settings: PPOSettings, seed: int
+    *,
+    policy: Artifact,
+    reward_model: Artifact,
+    dataset: Artifact,
+    settings: PPOSettings,
+    seed: int,
+    further_reward_models: Mapping[str, Artifact] | None = None,
 ) -> tuple[PPOTrainer, PreTrainedTokenizerBase]:
     """Loads everything and sets up a training that has not begun; also gives the policy's tokenizer.
+
+    Args:
+        policy: Start and reference.
+        reward_model: The main reward model.
+        dataset: `prompts/train.jsonl` is read.
+        settings: Settings of the run.
+        seed: Of everything random.
+        further_reward_models: Those of `settings.reward.reward_models`, by name.
 
     Raises:
         InputError: The artifacts do not belong together, or a prompt leaves no room for a response.
@@ -53,8 +75,9 @@ def build_trainer(
     """
     device = pick_device()
     tokenizer = load_tokenizer(policy.path)
-    _require_same_vocabulary(tokenizer, reward_model)
+    _require_same_vocabulary(tokenizer, reward_model, name="reward model")
     prompts = encode_prompts(dataset.file("prompts/train.jsonl"), tokenizer)
+    _require_safety_slices(prompts, settings.reward)
     scale = read_reward_scale(reward_model)
     models = build_models(policy, reward_model, scale, settings, device)
     _require_room(models.sampling_policy(), prompts, settings)
@@ -67,8 +90,41 @@ def build_trainer(
         seed=seed,
         reward_mean=scale.mean,
         reward_std=scale.std,
+        further_rewards=further_rewards(
+            settings.reward, further_reward_models or {}, tokenizer=tokenizer, device=device
+        ),
     )
     return trainer, tokenizer
+
+
+def further_rewards(
+    settings: RewardSettings,
+    artifacts: Mapping[str, Artifact],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+) -> list[RewardSource]:
+    """Loads what `reward.sources` names.
+
+    Args:
+        settings: Reward settings.
+        artifacts: Further reward models by name.
+        tokenizer: The policy's.
+        device: Where the models go.
+
+    Raises:
+        InputError: A rule cannot be imported, a reward model is not given, or has another vocabulary.
+        ArtifactError: A reward model lacks something.
+    """
+    sources: list[RewardSource] = [load_rule(name, reference, tokenizer) for name, reference in settings.rules.items()]
+    for name in settings.reward_models:
+        if name not in artifacts:
+            raise InputError(f"the reward model of source {name!r} was not given.", where="ppo.reward.sources")
+        _require_same_vocabulary(tokenizer, artifacts[name], name=f"reward model {name!r}")
+        scale = read_reward_scale(artifacts[name])
+        model = load_reward_model(artifacts[name].path, device=device).requires_grad_(False)
+        sources.append(ModelReward(name, model, tokenizer, mean=scale.mean, std=scale.std))
+    return sources
 
 
 def build_models(
@@ -99,7 +155,13 @@ def build_models(
 def encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[EncodedPrompt]:
     """Reads prompt records and applies the chat template."""
     return [
-        EncodedPrompt(ids=encode_prompt(tokenizer, record.prompt), slice=record.slice)
+        EncodedPrompt(
+            ids=encode_prompt(tokenizer, record.prompt),
+            slice=record.slice,
+            id=record.id,
+            text=prompt_text(record.prompt),
+            metadata=record.metadata,
+        )
         for record in read_records(path, PromptRecord)
     ]
 
@@ -143,12 +205,21 @@ def _head_for_policy_backbone(
     return ValueHead.of_reward_model(source, mean=scale.mean, std=scale.std)
 
 
-def _require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, reward_model: Artifact) -> None:
+def _require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, reward_model: Artifact, *, name: str) -> None:
     if load_tokenizer(reward_model.path).get_vocab() != tokenizer.get_vocab():
         raise InputError(
-            "policy and reward model have different vocabularies; responses are scored as token ids.",
+            f"policy and {name} have different vocabularies; responses are scored as token ids.",
             where=str(reward_model.path),
             hint="Train the reward model from this policy.",
+        )
+
+
+def _require_safety_slices(prompts: Sequence[EncodedPrompt], settings: RewardSettings) -> None:
+    if absent := sorted(set(settings.safety.slices) - {prompt.slice for prompt in prompts}):
+        raise InputError(
+            f"no training prompt is of slice {absent[0]!r}.",
+            where="ppo.reward.safety.slices",
+            hint=f"The slices are {', '.join(sorted({prompt.slice for prompt in prompts}))}.",
         )
 
 

@@ -30,7 +30,8 @@ from components.ppo.checkpoint import CheckpointStore, TrainingState, random_sta
 from components.ppo.history import history_row
 from components.ppo.kl_control import KLController
 from components.ppo.models import ActorCritic
-from components.ppo.reward_shaping import RewardShaper
+from components.ppo.reward_shaping import MAIN
+from components.ppo.rewards import ModelReward, Rewards, RewardSource
 from components.ppo.rollout import EncodedPrompt, PromptCursor, Rollout, sample_rollout
 from components.ppo.scoring import Scores, require_finite, score_rollout
 from components.ppo.settings import PPOSettings
@@ -51,6 +52,7 @@ class PPOTrainer:
     Attributes:
         settings: Settings of the run.
         models: Policy, reference and value model.
+        rewards: What responses are paid by.
         controller: The KL coefficient and how it moves.
         updates: Updates made so far.
         history: Rows so far; see `components.ppo.history`.
@@ -69,6 +71,7 @@ class PPOTrainer:
         seed: int,
         reward_mean: float = 0.0,
         reward_std: float = 1.0,
+        further_rewards: Sequence[RewardSource] = (),
         world: World | None = None,
     ) -> None:
         """Sets up a training that has not begun.
@@ -82,10 +85,11 @@ class PPOTrainer:
             seed: Of everything random.
             reward_mean: Mean of the reward model's raw rewards, from its evaluation.
             reward_std: Their standard deviation.
+            further_rewards: One source for each of `settings.reward.sources`.
             world: The processes that train together; absent: this one is alone.
 
         Raises:
-            InputError: There are no prompts.
+            InputError: There are no prompts, or the further rewards are not those that the settings name.
         """
         if not prompts:
             raise InputError("there are no training prompts.", where="prompts/train.jsonl")
@@ -95,12 +99,12 @@ class PPOTrainer:
         self.updates = 0
         self.history: list[dict[str, Any]] = []
         self.stop_reason: str | None = None
-        self._reward_model = reward_model
+        main = ModelReward(MAIN, reward_model, tokenizer, mean=reward_mean, std=reward_std)
+        self.rewards = Rewards(settings.reward, main, further_rewards)
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._seed = seed
         self._cursor = PromptCursor(len(prompts), seed=seed)
-        self._shaper = RewardShaper(settings.reward, mean=reward_mean, std=reward_std)
         self.world = world or World()
         pad_id = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         self._updater = Updater(models, settings, pad_id=pad_id, world=self.world)
@@ -128,13 +132,13 @@ class PPOTrainer:
 
         Raises:
             NotFiniteError: Some number is NaN or infinite.
+            RewardRuleError: A rule failed.
         """
         return score_rollout(
             self.models,
-            self._reward_model,
+            self.rewards,
             self._tokenizer,
             rollout,
-            shaper=self._shaper,
             settings=self.settings,
             check=self.updates,
             world=self.world,
@@ -244,7 +248,7 @@ class PPOTrainer:
             random=random_states(),
             progress={
                 "kl_coef": self.controller.coef,
-                "reward_moments": self._shaper.state_dict(),
+                "reward_moments": self.rewards.state_dict(),
                 "cursor": self._cursor.state_dict(),
                 "stop_reason": self.stop_reason,
                 "history": self.history,
@@ -259,7 +263,7 @@ class PPOTrainer:
         restore_random_states(state.random)
         self._last_good = state.weights.get("last_good")
         self.controller.coef = state.progress["kl_coef"]
-        self._shaper.load_state_dict(state.progress["reward_moments"])
+        self.rewards.load_state_dict(state.progress["reward_moments"])
         self._cursor.load_state_dict(state.progress["cursor"])
         self.stop_reason = state.progress["stop_reason"]
         self.history = list(state.progress["history"])

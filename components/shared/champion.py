@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 
+from components.shared.artifact_sources import fetch, local_folder
 from components.shared.artifacts import Artifact, read_artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.ledger_table import LEDGER, LIVE_STATES, database_url, open_engine, sqlite_file
@@ -126,17 +127,9 @@ def _rows(url: str, model_name: str) -> list[Row]:
 
 
 def _fetch(uri: str, aside: Path) -> Path:
-    local = Path(uri.removeprefix("file://"))
-    if "://" not in uri.removeprefix("file://") and not uri.startswith(("runs:", "models:", "mlflow-artifacts:")):
-        if not local.is_dir():
-            raise ArtifactError("no such policy folder.", where=uri)
-        return Path(shutil.copytree(local, aside / "policy"))
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(download_artifacts(artifact_uri=uri, dst_path=str(aside)))
-    except (MlflowException, OSError) as error:
-        raise ArtifactError(
-            f"cannot be fetched from the registry: {error}.", where=uri, hint="Check MLFLOW_TRACKING_URI."
-        ) from error
+    local = local_folder(uri)
+    if local is None:
+        return fetch(uri, aside)
+    if not local.is_dir():
+        raise ArtifactError("no such policy folder.", where=uri)
+    return Path(shutil.copytree(local, aside / "policy"))

@@ -18,7 +18,7 @@ def _make_shaper(**settings: object) -> RewardShaper:
 
 def _shape(shaper: RewardShaper, rewards: list[float], *, finished: bool = True, tokens: int = 4) -> list[float]:
     count = len(rewards)
-    return shaper.shape(torch.tensor(rewards), finished=[finished] * count, lengths=[tokens] * count).tolist()
+    return shaper.shape(torch.tensor(rewards), finished=[finished] * count, lengths=[tokens] * count).scores.tolist()
 
 
 @given(batches=st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5), min_size=1, max_size=8))

@@ -82,7 +82,7 @@ def test_reward_that_is_not_a_number_stops_training_before_the_update() -> None:
     trainer = make_trainer()
     before = _weights(trainer)
     with torch.no_grad():
-        trainer._reward_model.score.weight.fill_(float("nan"))
+        trainer.rewards.main.model.score.weight.fill_(float("nan"))
 
     with pytest.raises(NotFiniteError, match="rewards"):
         trainer.step()
@@ -149,7 +149,7 @@ def test_training_without_prompts_is_refused() -> None:
     trainer = make_trainer()
 
     with pytest.raises(InputError, match="no training prompts"):
-        PPOTrainer(trainer.models, trainer._reward_model, make_tokenizer(), [], settings=make_settings(), seed=0)
+        PPOTrainer(trainer.models, trainer.rewards.main.model, make_tokenizer(), [], settings=make_settings(), seed=0)
 
 
 def test_more_minibatches_than_episodes_is_refused() -> None:
