@@ -1,0 +1,1 @@
+"""Measurements of Plumbline against its peers; see README.md."""
