@@ -58,6 +58,8 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
         seed: int = default["seed"],
         gate_policy: str = default["gate_policy"],
         plug_ins: list = default["plug_ins"],
+        reward_rules: list = default["reward_rules"],
+        reward_models: list = default["reward_models"],
         prerequisites_settings: dict = default["prerequisites_settings"],
         data_validation_settings: dict = default["data_validation_settings"],
         sft_settings: dict = default["sft_settings"],
@@ -78,6 +80,8 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
             seed: Seed of every step.
             gate_policy: `production`, `demo`, or a policy file.
             plug_ins: `module:attribute` names that steps load; checked first.
+            reward_rules: `module:function` names of the rules in `ppo_settings.reward.sources`; checked and pinned.
+            reward_models: Addresses of the reward models there; checked and pinned.
             prerequisites_settings: PrerequisitesSettings.
             data_validation_settings: DataValidationSettings.
             sft_settings: SFTSettings.
@@ -96,6 +100,8 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
                 preference_data=preference_data,
                 model_name=model_name,
                 plug_ins=plug_ins,
+                reward_rules=reward_rules,
+                reward_models=reward_models,
                 settings=prerequisites_settings,
             )
             place(ready, train if settings.prerequisites.require_gpu else light, name="prerequisites", cache=False)
@@ -109,7 +115,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
             heldout_reward = steps.reward_model(
                 reference, pairs, "divergence", seed, reward_model_settings, after=checked
             )
-            optimised = steps.optimised(reference, reward, data, seed, ppo_settings, after=checked)
+            optimised = steps.optimised(ready, reference, reward, data, seed, ppo_settings, after=checked)
             evaluated = steps.evaluated(
                 ready, reference, optimised, reward, heldout_reward, data, seed, evaluation_settings
             )
@@ -209,13 +215,16 @@ class _PureSteps:
         name = "reward_model" if split == "train" else f"reward_model_{split}"
         return place(task.after(after) if after else task, self.train, name=name, cache=True).outputs["reward_model"]
 
-    def optimised(self, policy: Any, reward: Any, data: Any, seed: Any, settings: Any, *, after: Any) -> Any:
+    def optimised(
+        self, ready: Any, policy: Any, reward: Any, data: Any, seed: Any, settings: Any, *, after: Any
+    ) -> Any:
         task = ppo(
             policy=policy,
             reward_model=reward,
             dataset=data,
             seed=seed,
             settings=settings,
+            reward_digest=ready.outputs["reward_digest"],
             code_digest=code_version("ppo"),
         )
         return place(task.after(after), self.train, name="ppo", cache=True).outputs
@@ -263,6 +272,8 @@ def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:
         "seed": settings.seed,
         "gate_policy": settings.release_gate.policy,
         "plug_ins": settings.plug_ins,
+        "reward_rules": settings.reward_rules,
+        "reward_models": settings.reward_models,
         "prerequisites_settings": section("prerequisites"),
         "data_validation_settings": section("data_validation"),
         "sft_settings": section("sft"),

@@ -130,6 +130,16 @@ class RunSettings(StrictModel):
         raters = {self.collection.raters} if self.collection.raters else set()
         return sorted(panels | raters)
 
+    @property
+    def reward_rules(self) -> list[str]:
+        """Every `module:function` that scores responses in PPO."""
+        return sorted(set(self.ppo.reward.rules.values()))
+
+    @property
+    def reward_models(self) -> list[str]:
+        """Address of every reward model that this run takes ready-made."""
+        return sorted(set(self.ppo.reward.reward_models.values()))
+
     @model_validator(mode="after")
     def _preferences_have_a_source(self) -> RunSettings:
         if self.collection.source == "dataset" and not self.data.preferences:

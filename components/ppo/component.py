@@ -18,6 +18,7 @@ def ppo(
     seed: int,
     settings: dict,
     code_digest: str,
+    reward_digest: str = "",
 ):
     """Optimises the policy against the reward model with PPO, held near the reference by a KL target.
 
@@ -31,6 +32,7 @@ def ppo(
         seed: Seed of every random choice.
         settings: Settings of the stage; see components/ppo/settings.py.
         code_digest: Digest of the stage's code, so that the cache sees a change of it.
+        reward_digest: Digest of further reward models and of rules' source, so that the cache sees a change of them.
     """
     from components.ppo.stage import run
 

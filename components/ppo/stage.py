@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ from transformers import PreTrainedTokenizerBase
 
 from components.ppo.checkpoint import CheckpointStore
 from components.ppo.history import metrics_of_row, summarise
-from components.ppo.settings import PPOSettings
+from components.ppo.settings import PPOSettings, RewardSettings
 from components.ppo.setup import build_trainer
 from components.ppo.trainer import PPOTrainer
-from components.shared.artifacts import read_artifact, write_artifact
+from components.shared.artifact_sources import open_artifact
+from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.code_version import code_version
 from components.shared.files import write_json, write_jsonl
 from components.shared.hf_checkpoints import training_folder
 from components.shared.models import read_policy_record, seed_everything
+from components.shared.plugins import plug_in_digest
 from components.shared.progress import report
 from components.shared.settings import parse_settings
 from components.shared.termination import graceful_termination
@@ -64,6 +68,8 @@ def run(
 
     Raises:
         InputError: Settings or inputs cannot be used.
+        ArtifactError: An input, or a further reward model, is damaged or cannot be fetched.
+        RewardRuleError: A rule failed.
         NotFiniteError: Training produced NaN or infinity.
         SystemExit: 143 after SIGTERM, once the step is finished and saved.
     """
@@ -74,17 +80,14 @@ def run(
         "reward_model": read_artifact(reward_model, "reward_model"),
         "dataset": read_artifact(dataset, "dataset"),
     }
-    digests = {name: artifact.digest for name, artifact in inputs.items()}
-    identity = {
-        "stage": "ppo",
-        "code": code_version("ppo"),
-        "inputs": digests,
-        "settings": settings,
-        "seed": seed,
-    }
-    with stage_run("ppo", settings=settings, seed=seed) as tracking, training_folder(identity) as folder:
+    with (
+        _further_reward_models(chosen.reward) as further,
+        stage_run("ppo", settings=settings, seed=seed) as tracking,
+        training_folder(identity := _identity(inputs, further, chosen, seed)) as folder,
+    ):
+        digests = identity["inputs"]
         seed_everything(seed)
-        trainer, tokenizer = build_trainer(**inputs, settings=chosen, seed=seed)
+        trainer, tokenizer = build_trainer(**inputs, settings=chosen, seed=seed, further_reward_models=further)
         origin = {"base_model": read_policy_record(policy)["base_model"], "base_digest": digests["policy"]}
         snapshots = _Snapshots(folder.path / "snapshots", trainer, tokenizer, origin)
         store = CheckpointStore(folder.path / "resume", identity) if folder.durable else None
@@ -98,6 +101,32 @@ def run(
             trainer.models.save_candidate(tokenizer, draft.path, origin=origin, step=trainer.updates)
             draft.metadata["step"] = trainer.updates
     return {**summary, "digest": read_artifact(output_policy, "policy").digest, "step": trainer.updates}
+
+
+@contextmanager
+def _further_reward_models(settings: RewardSettings) -> Iterator[dict[str, Artifact]]:
+    """The reward models that the settings name beside the main one, by name, as long as the block lasts."""
+    with ExitStack() as opened:
+        yield {
+            name: opened.enter_context(open_artifact(uri, "reward_model"))
+            for name, uri in settings.reward_models.items()
+        }
+
+
+def _identity(
+    inputs: dict[str, Artifact], further: dict[str, Artifact], settings: PPOSettings, seed: int
+) -> dict[str, Any]:
+    """What makes this training this training; its `inputs` are digests of all that it rests on, by name."""
+    digests = {name: artifact.digest for name, artifact in inputs.items()}
+    digests |= {f"reward/{name}": artifact.digest for name, artifact in further.items()}
+    digests |= {f"reward/{name}": plug_in_digest([rule]) for name, rule in settings.reward.rules.items()}
+    return {
+        "stage": "ppo",
+        "code": code_version("ppo"),
+        "inputs": digests,
+        "settings": settings.model_dump(mode="json"),
+        "seed": seed,
+    }
 
 
 def _write_history(trainer: PPOTrainer, output: str, shared: dict[str, Any]) -> dict[str, Any]:

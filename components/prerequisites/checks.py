@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from components.shared.artifact_sources import artifact_digest
 from components.shared.errors import InputError, PlumblineError
 from components.shared.plugins import load_attribute
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_gpu",
     "check_ledger_anchor",
     "check_plug_in",
+    "check_reward_model",
     "check_tracking",
 ]
 
@@ -115,6 +117,15 @@ def check_plug_in(reference: str) -> str:
     """
     load_attribute(reference)
     return f"plug-in: {reference}"
+
+
+def check_reward_model(uri: str) -> str:
+    """A reward model that the settings name is there and intact.
+
+    Raises:
+        ArtifactError: It cannot be fetched, is damaged, or is no reward model.
+    """
+    return f"reward model: {uri} ({artifact_digest(uri, 'reward_model')[:12]})"
 
 
 def check_tracking() -> str:

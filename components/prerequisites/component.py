@@ -18,6 +18,8 @@ def prerequisites(
     model_name: str,
     plug_ins: list,
     settings: dict,
+    reward_rules: list = [],  # noqa: B006 - KFP reads the default, nothing writes to it
+    reward_models: list = [],  # noqa: B006
 ) -> NamedTuple(
     "Outputs",
     [
@@ -28,9 +30,10 @@ def prerequisites(
         ("preference_digest", str),
         ("base_model_digest", str),
         ("plug_in_digest", str),
+        ("reward_digest", str),
     ],
 ):  # type: ignore[valid-type]
-    """Checks data, model, disk, device, plug-ins, MLflow and database; pins champion, data and base model to digests.
+    """Checks data, models, disk, device, plug-ins, MLflow, database; pins champion, data, models and rules to digests.
 
     Args:
         base_model: Model folder or hub id that training starts from.
@@ -40,16 +43,26 @@ def prerequisites(
         model_name: Registered model whose champion the candidate is compared with.
         plug_ins: `module:attribute` names that later steps load.
         settings: PrerequisitesSettings.
+        reward_rules: `module:function` names of rules that PPO is paid by.
+        reward_models: Addresses of reward models that PPO is paid by, beside the one that the run trains.
 
     Returns:
         Version, digest and URI of the champion, empty when there is none yet; digests of the data, the preference
-        pairs, the base model and the plug-ins' source, so that the cache of later steps sees a change of what lies
-        behind a path or a name.
+        pairs, the base model, the plug-ins' source, and the further rewards (models and rules' source), so that the
+        cache of later steps sees a change of what lies behind a path or a name.
     """
     from collections import namedtuple
 
     from components.prerequisites.stage import run
 
     data = {"sft": sft_data, "prompts": prompt_data, "preferences": preference_data}
-    found = run(base_model=base_model, data=data, model_name=model_name, plug_ins=plug_ins, settings=settings)
+    found = run(
+        base_model=base_model,
+        data=data,
+        model_name=model_name,
+        plug_ins=plug_ins,
+        reward_rules=reward_rules,
+        reward_models=reward_models,
+        settings=settings,
+    )
     return namedtuple("Outputs", list(found))(**found)

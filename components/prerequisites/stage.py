@@ -19,9 +19,11 @@ from components.prerequisites.checks import (
     check_gpu,
     check_ledger_anchor,
     check_plug_in,
+    check_reward_model,
     check_tracking,
 )
 from components.prerequisites.settings import PrerequisitesSettings
+from components.shared.artifact_sources import artifact_digest
 from components.shared.champion import resolve_champion
 from components.shared.errors import PlumblineError
 from components.shared.files import digest_of
@@ -36,7 +38,14 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    *, base_model: str, data: Mapping[str, str], model_name: str, plug_ins: Sequence[str], settings: dict
+    *,
+    base_model: str,
+    data: Mapping[str, str],
+    model_name: str,
+    plug_ins: Sequence[str],
+    settings: dict,
+    reward_rules: Sequence[str] = (),
+    reward_models: Sequence[str] = (),
 ) -> dict[str, str]:
     """Checks everything, then pins what later steps depend on.
 
@@ -46,11 +55,14 @@ def run(
         model_name: The registered model.
         plug_ins: `module:attribute` names that later steps load.
         settings: `PrerequisitesSettings`.
+        reward_rules: `module:function` names of rules that PPO is paid by.
+        reward_models: Addresses of reward models that PPO is paid by, beside the one that the run trains.
 
     Returns:
         `champion_version`, `champion_digest`, `champion_uri` (empty when there is none yet), `base_model_digest`,
         `data_digest` (demonstrations and prompts) and `preference_digest`; the last two take in the base model, whose
-        tokens validation counts. `plug_in_digest`: of the plug-ins' source.
+        tokens validation counts. `plug_in_digest`: of the plug-ins' source. `reward_digest`: of the further reward
+        models and the rules' source; apart from the plug-ins', so that an edited rule asks no rater again.
 
     Raises:
         PlumblineError: All that is missing, one fault a line.
@@ -63,7 +75,8 @@ def run(
             partial(check_base_model, base_model),
             partial(check_disk, os.environ.get("PLUMBLINE_CHECKPOINTS", "."), parsed.min_free_disk_gib),
             partial(check_gpu, parsed.require_gpu),
-            *(partial(check_plug_in, reference) for reference in plug_ins),
+            *(partial(check_plug_in, reference) for reference in (*plug_ins, *reward_rules)),
+            *(partial(check_reward_model, uri) for uri in reward_models),
             check_tracking,
             check_database,
             check_ledger_anchor,
@@ -79,7 +92,12 @@ def run(
             "preference_digest": digest_of([data_digest(data["preferences"]), base]),
             "base_model_digest": base,
             "plug_in_digest": plug_in_digest(plug_ins),
+            "reward_digest": _reward_digest(reward_rules, reward_models),
         }
+
+
+def _reward_digest(rules: Sequence[str], models: Sequence[str]) -> str:
+    return digest_of([plug_in_digest(rules), {uri: artifact_digest(uri, "reward_model") for uri in models}])
 
 
 def _run_all(*checks: Callable[[], str]) -> None:

@@ -75,6 +75,21 @@ def test_every_cached_step_sees_a_change_of_its_code(tmp_path: Path) -> None:
         assert given == code_version(stage)
 
 
+def test_ppo_sees_a_change_of_its_further_rewards(tmp_path: Path) -> None:
+    source = {"name": "polite", "rule": "my_rules:polite"}
+    model = {"name": "safe", "role": "safety", "reward_model": "runs:/1/safety"}
+    demo = load_run_settings("demo").model_dump(mode="json")
+    demo["ppo"]["reward"]["sources"] = [source, model]
+    spec = _compile(tmp_path, "rlhf", RunSettings.model_validate(demo))
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert parameters["reward_rules"]["defaultValue"] == ["my_rules:polite"]
+    assert parameters["reward_models"]["defaultValue"] == ["runs:/1/safety"]
+    tasks = _tasks(spec)
+    digest = tasks["ppo"]["inputs"]["parameters"]["reward_digest"]
+    assert digest["taskOutputParameter"]["outputParameterKey"] == "reward_digest"
+    assert "reward_digest" not in tasks["collection"]["inputs"]["parameters"]
+
+
 def test_soak_never_caches(tmp_path: Path) -> None:
     tasks = _tasks(_compile(tmp_path, "soak"))
     assert set(tasks) == {

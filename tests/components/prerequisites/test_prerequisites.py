@@ -10,6 +10,7 @@ import pytest
 
 from components.prerequisites.checks import check_base_model, check_disk, check_gpu
 from components.prerequisites.stage import run
+from components.shared.artifacts import write_artifact
 from components.shared.errors import InputError, PlumblineError
 from components.shared.locations import model_digest
 
@@ -49,6 +50,33 @@ def test_digests_follow_the_content_behind_the_paths(services: None, tmp_path: P
     assert after["base_model_digest"] == before["base_model_digest"]
     (tmp_path / "model" / "model.safetensors").write_text("other")
     assert run(**inputs)["base_model_digest"] != before["base_model_digest"]
+
+
+def test_further_rewards_are_checked_and_pinned(
+    services: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path / "users"))
+    (tmp_path / "users").mkdir()
+    rules = tmp_path / "users" / "pinned_rules.py"
+    rules.write_text("def polite(prompts, responses):\n    return [0.0] * len(responses)\n")
+    with write_artifact(tmp_path / "safety", "reward_model", stage="reward_model") as draft:
+        (draft.path / "reward.json").write_text("{}")
+    rewards = {"reward_rules": ["pinned_rules:polite"], "reward_models": [str(tmp_path / "safety")]}
+    inputs = _make_inputs(tmp_path, **rewards)
+    found = [run(**inputs)]
+    rules.write_text(rules.read_text() + "# stricter\n")
+    found.append(run(**inputs))
+    with write_artifact(tmp_path / "safety", "reward_model", stage="reward_model") as draft:
+        (draft.path / "reward.json").write_text('{"mean": 0.0}')
+    found.append(run(**inputs))
+    assert len({each["reward_digest"] for each in found}) == 3
+    assert len({each["plug_in_digest"] for each in found}) == 1, "an edited rule must not ask the raters again"
+    (tmp_path / "safety" / "reward.json").write_text('{"mean": 1.0}')
+    rewards["reward_rules"].append("pinned_rules:absent")
+    with pytest.raises(PlumblineError, match="2 prerequisites missing") as caught:
+        run(**inputs | rewards)
+    for said in ("has no 'absent'", "'reward.json' was altered"):
+        assert said in str(caught.value)
 
 
 def test_every_fault_is_told_at_once(services: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
