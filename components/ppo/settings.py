@@ -260,6 +260,8 @@ class PPOSettings(StrictModel):
         ppo_epochs: Passes over a step's episodes. 4 is the usual value; the ratio clip keeps them honest.
         minibatches: Optimizer steps a pass. 1 where episodes are few: noise costs more than steps gain.
         microbatch: Episodes a forward pass; memory only, the gradient does not depend on it.
+        processes: Processes on this machine that share the work of a step, one a GPU; results differ from those of one
+            process by rounding only. Over several machines, start `components.ppo.launch` with torchrun or accelerate launch.
         samples_per_prompt: Responses to each prompt of a step; they share the reading of the prompt. 1 gives the most
             prompts for the money.
         rollout_batch: Responses sampled together; memory only, no response depends on it.
@@ -302,6 +304,7 @@ class PPOSettings(StrictModel):
     ppo_epochs: int = Field(default=4, ge=1)
     minibatches: int = Field(default=1, ge=1)
     microbatch: int = Field(default=16, ge=1)
+    processes: int = Field(default=1, ge=1)
     samples_per_prompt: int = Field(default=1, ge=1)
     rollout_batch: int = Field(default=64, ge=1)
     decode_tolerance_nats: float = Field(default=1e-3, ge=0)

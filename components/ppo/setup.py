@@ -17,6 +17,7 @@ from components.ppo.rewards import ModelReward, RewardSource, load_rule
 from components.ppo.rollout import EncodedPrompt
 from components.ppo.settings import PPOSettings, RewardSettings
 from components.ppo.trainer import PPOTrainer
+from components.ppo.world import World
 from components.shared.artifacts import Artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json
@@ -58,6 +59,7 @@ def build_trainer(
     settings: PPOSettings,
     seed: int,
     further_reward_models: Mapping[str, Artifact] | None = None,
+    world: World | None = None,
 ) -> tuple[PPOTrainer, PreTrainedTokenizerBase]:
     """Loads everything and sets up a training that has not begun; also gives the policy's tokenizer.
 
@@ -68,6 +70,7 @@ def build_trainer(
         settings: Settings of the run.
         seed: Of everything random.
         further_reward_models: Those of `settings.reward.reward_models`, by name.
+        world: The processes that train together.
 
     Raises:
         InputError: The artifacts do not belong together, or a prompt leaves no room for a response.
@@ -93,6 +96,7 @@ def build_trainer(
         further_rewards=further_rewards(
             settings.reward, further_reward_models or {}, tokenizer=tokenizer, device=device
         ),
+        world=world,
     )
     return trainer, tokenizer
 

@@ -3,6 +3,9 @@
 Inputs are read and checked, a trainer is built, an earlier attempt's checkpoint is picked up, training loops, and the
 three outputs are written whole. Policies along the way are kept beside the resume checkpoints until the end, so that
 an interrupted run loses none.
+
+Several processes run all of this side by side (see `world`); what is written, tracked and reported, the first alone
+writes, tracks and reports.
 """
 
 from __future__ import annotations
@@ -18,14 +21,16 @@ from transformers import PreTrainedTokenizerBase
 
 from components.ppo.checkpoint import CheckpointStore
 from components.ppo.history import metrics_of_row, summarise
+from components.ppo.launch import is_launched, launch
 from components.ppo.settings import PPOSettings, RewardSettings
 from components.ppo.setup import build_trainer
 from components.ppo.trainer import PPOTrainer
+from components.ppo.world import World
 from components.shared.artifact_sources import open_artifact
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.code_version import code_version
 from components.shared.files import write_json, write_jsonl
-from components.shared.hf_checkpoints import training_folder
+from components.shared.hf_checkpoints import TrainingFolder, held_training_folder, training_folder
 from components.shared.models import read_policy_record, seed_everything
 from components.shared.plugins import plug_in_digest
 from components.shared.progress import report
@@ -73,8 +78,31 @@ def run(
         NotFiniteError: Training produced NaN or infinity.
         SystemExit: 143 after SIGTERM, once the step is finished and saved.
     """
+    arguments = dict(locals())
     chosen = parse_settings(settings, PPOSettings, where="ppo")
-    settings = chosen.model_dump(mode="json")
+    arguments["settings"] = chosen.model_dump(mode="json")
+    if chosen.processes > 1 and not is_launched():
+        return launch(arguments, processes=chosen.processes)
+    world = World.join()
+    try:
+        return _run(chosen, world, **arguments)
+    finally:
+        world.leave()
+
+
+def _run(
+    chosen: PPOSettings,
+    world: World,
+    *,
+    policy: str,
+    reward_model: str,
+    dataset: str,
+    output_policy: str,
+    output_checkpoints: str,
+    output_history: str,
+    seed: int,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
     inputs = {
         "policy": read_artifact(policy, "policy"),
         "reward_model": read_artifact(reward_model, "reward_model"),
@@ -82,17 +110,21 @@ def run(
     }
     with (
         _further_reward_models(chosen.reward) as further,
-        stage_run("ppo", settings=settings, seed=seed) as tracking,
-        training_folder(identity := _identity(inputs, further, chosen, seed)) as folder,
+        _tracked(world, settings, seed) as tracking,
+        _folder(world, identity := _identity(inputs, further, chosen, seed)) as folder,
     ):
         digests = identity["inputs"]
         seed_everything(seed)
-        trainer, tokenizer = build_trainer(**inputs, settings=chosen, seed=seed, further_reward_models=further)
+        trainer, tokenizer = build_trainer(
+            **inputs, settings=chosen, seed=seed, further_reward_models=further, world=world
+        )
         origin = {"base_model": read_policy_record(policy)["base_model"], "base_digest": digests["policy"]}
         snapshots = _Snapshots(folder.path / "snapshots", trainer, tokenizer, origin)
         store = CheckpointStore(folder.path / "resume", identity) if folder.durable else None
         _resume(trainer, store)
         _train(trainer, store, snapshots, tracking)
+        if not world.is_main:
+            return {}
         shared = {"inputs": digests, "settings": settings, "stage": "ppo"}
         summary = _write_history(trainer, output_history, shared)
         with write_artifact(output_checkpoints, "policy_checkpoints", **shared) as draft:
@@ -127,6 +159,28 @@ def _identity(
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
     }
+
+
+@contextmanager
+def _tracked(world: World, settings: dict[str, Any], seed: int) -> Iterator[StageRun]:
+    """The stage's MLflow run; a process that is not the first logs nowhere."""
+    if not world.is_main:
+        yield StageRun(None, None)
+        return
+    with stage_run("ppo", settings=settings, seed=seed) as tracking:
+        yield tracking
+
+
+@contextmanager
+def _folder(world: World, identity: dict[str, Any]) -> Iterator[TrainingFolder]:
+    """The folder of resume checkpoints: the first process holds it, the others read in it once it is there."""
+    if world.is_main:
+        with training_folder(identity) as folder:
+            world.wait()
+            yield folder
+    else:
+        world.wait()
+        yield held_training_folder(identity)
 
 
 def _write_history(trainer: PPOTrainer, output: str, shared: dict[str, Any]) -> dict[str, Any]:
@@ -179,22 +233,35 @@ def _resume(trainer: PPOTrainer, store: CheckpointStore | None) -> None:
 
 
 def _train(trainer: PPOTrainer, store: CheckpointStore | None, snapshots: _Snapshots, tracking: StageRun) -> None:
+    world = trainer.world
+
     def after_step(row: dict[str, Any]) -> None:
-        tracking.log_metrics(metrics_of_row(row), step=row["step"])
-        report(
-            "ppo",
-            row["step"],
-            trainer.settings.steps,
-            reward=row["reward_mean"],
-            kl=row["kl"],
-            kl_coef=row["kl_coef"],
-            tokens=row["response_tokens"],
-            tokens_per_second=row["tokens_per_second"],
-        )
-        snapshots.take()
+        if world.is_main:
+            tracking.log_metrics(metrics_of_row(row), step=row["step"])
+            _report(row, trainer.settings)
+            snapshots.take()
 
     with graceful_termination() as termination:
         termination.deferred = True
-        trainer.train(store=store, after_step=after_step, stop_requested=lambda: termination.requested)
+        trainer.train(
+            store=store if world.is_main else None,
+            after_step=after_step,
+            stop_requested=lambda: world.any(termination.requested, device=trainer.models.device),
+        )
         if not trainer.done:
             termination.exit()
+
+
+def _report(row: dict[str, Any], settings: PPOSettings) -> None:
+    target = {"kl_target": settings.kl.target_nats} if settings.kl.control == "adaptive" else {}
+    report(
+        "ppo",
+        row["step"],
+        settings.steps,
+        reward=row["reward_mean"],
+        kl=row["kl"],
+        **target,
+        kl_coef=row["kl_coef"],
+        tokens=row["response_tokens"],
+        tokens_per_second=row["tokens_per_second"],
+    )

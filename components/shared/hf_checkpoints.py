@@ -23,7 +23,14 @@ from typing import Any
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of, read_json, sha256_file, write_json
 
-__all__ = ["CHECKPOINTS_VARIABLE", "TrainingFolder", "latest_checkpoint", "seal_checkpoint", "training_folder"]
+__all__ = [
+    "CHECKPOINTS_VARIABLE",
+    "TrainingFolder",
+    "held_training_folder",
+    "latest_checkpoint",
+    "seal_checkpoint",
+    "training_folder",
+]
 
 CHECKPOINTS_VARIABLE = "PLUMBLINE_CHECKPOINTS"
 _SEAL = "complete.json"
@@ -65,6 +72,12 @@ def training_folder(identity: Mapping[str, Any]) -> Iterator[TrainingFolder]:
     with _only_one(folder):
         yield TrainingFolder(folder, durable=True)
         shutil.rmtree(folder)
+
+
+def held_training_folder(identity: Mapping[str, Any]) -> TrainingFolder:
+    """The folder that another process of the same training holds; to read in."""
+    root = os.environ.get(CHECKPOINTS_VARIABLE)
+    return TrainingFolder(Path(root or os.devnull) / digest_of(dict(identity)), durable=bool(root))
 
 
 def seal_checkpoint(checkpoint: Path) -> None:

@@ -1,0 +1,128 @@
+"""Several processes on one machine: torch's launcher starts them, and what becomes of them is told as of one.
+
+    python -m components.ppo.launch arguments.json
+
+runs the stage in one process; under `torchrun` or `accelerate launch`, also over several machines, it is one of many.
+The arguments are those of `stage.run`, and the outcome is written beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from components.shared.errors import ArtifactError, InputError, PlumblineError
+from components.shared.files import read_json, write_json
+from components.shared.termination import graceful_termination
+
+__all__ = ["is_launched", "launch"]
+
+_OUTCOME = ".outcome.json"
+_KINDS = {kind.__name__: kind for kind in (PlumblineError, InputError, ArtifactError)}
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process; `torchrun` and `accelerate launch` say so in the environment."""
+    return "WORLD_SIZE" in os.environ
+
+
+def launch(arguments: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
+    """Runs the stage in `processes` processes of this machine.
+
+    Args:
+        arguments: Of `stage.run`.
+        processes: Their number; on a machine with GPUs each takes one.
+
+    Returns:
+        What the stage returned.
+
+    Raises:
+        PlumblineError: The stage's own error, or that a process died.
+        SystemExit: 143 after SIGTERM, once the step is finished and saved.
+    """
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise InputError(
+            f"{processes} processes need as many GPUs, {torch.cuda.device_count()} are visible.",
+            where="ppo.processes",
+            hint="Lower it, or give the step more GPUs.",
+        )
+    with tempfile.TemporaryDirectory(prefix="plumbline-ppo-") as folder, graceful_termination() as termination:
+        file = Path(folder) / "arguments.json"
+        write_json(file, dict(arguments))
+        termination.deferred = True
+        process = subprocess.Popen(_command(file, processes))
+        told = False
+        while (status := _wait_a_little(process)) is None:
+            if termination.requested and not told:
+                _tell_workers(process)
+                told = True
+        if termination.requested:
+            termination.exit()
+        outcome = file.with_suffix(_OUTCOME)
+        if not outcome.is_file():
+            raise PlumblineError(
+                f"the processes ended with status {status}; the log above says why.",
+                where="ppo",
+                hint="Run again: training goes on from the last checkpoint.",
+            )
+        return _read_outcome(outcome)
+
+
+def main(arguments_file: str) -> None:
+    """One of the processes; the first writes the outcome."""
+    from components.ppo.stage import run
+
+    file = Path(arguments_file)
+    outcome = file.with_suffix(_OUTCOME)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    try:
+        result = run(**read_json(file))
+    except PlumblineError as error:
+        if is_main:
+            told = {"problem": error.problem, "where": error.where, "hint": error.hint}
+            write_json(outcome, {"error": type(error).__name__, **told})
+        raise
+    if is_main:
+        write_json(outcome, {"result": result})
+
+
+def _command(file: Path, processes: int) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launcher, "--module", "components.ppo.launch", str(file)]
+
+
+def _wait_a_little(process: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _tell_workers(launcher: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the workers themselves: the launcher, told, would kill them before they have saved."""
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        if "components.ppo.launch" in child.cmdline():
+            child.send_signal(signal.SIGTERM)
+
+
+def _read_outcome(file: Path) -> dict[str, Any]:
+    outcome = json.loads(file.read_text(encoding="utf-8"))
+    if "result" in outcome:
+        return outcome["result"]
+    kind = _KINDS.get(outcome["error"], PlumblineError)
+    raise kind(outcome["problem"], where=outcome["where"], hint=outcome["hint"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
