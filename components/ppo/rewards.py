@@ -113,18 +113,35 @@ class ModelReward(RewardSource):
     """
 
     def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, mean: float, std: float
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        mean: float,
+        std: float,
+        microbatch: int,
     ) -> None:
-        """Takes the model and its tokenizer, and the moments of raw rewards that its evaluation measured."""
+        """Takes the model, its tokenizer and the moments of raw rewards that its evaluation measured.
+
+        Args:
+            name: What settings and history call it.
+            model: Sequence classifier with one label.
+            tokenizer: Its tokenizer.
+            mean: Mean of its raw rewards.
+            std: Their standard deviation.
+            microbatch: Responses a forward pass.
+        """
         self.name = name
         self.scale = (mean, std)
         self.model = model
         self._tokenizer = tokenizer
+        self._microbatch = microbatch
 
     def score(self, rollout: Rollout, rows: Sequence[int]) -> Tensor:
         """Raises NotFiniteError where the model gives NaN or infinity."""
         prompts, responses = ([ids[i] for i in rows] for ids in (rollout.prompts_ids, rollout.responses_ids))
-        scores = reward_scores(self.model, self._tokenizer, prompts, responses)
+        scores = reward_scores(self.model, self._tokenizer, prompts, responses, batch_size=self._microbatch)
         if not bool(torch.isfinite(scores).all()):
             raise NotFiniteError(
                 f"rewards of the {self.name!r} reward model became NaN or infinite; nothing more was learned.",

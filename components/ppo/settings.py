@@ -261,7 +261,7 @@ class PPOSettings(StrictModel):
         minibatches: Optimizer steps a pass. 1 where episodes are few: noise costs more than steps gain.
         microbatch: Episodes a forward pass; memory only, the gradient does not depend on it.
         processes: Processes on this machine that share the work of a step, one a GPU; results differ from those of one
-            process by rounding only. Over several machines, start `components.ppo.launch` with torchrun or accelerate launch.
+            process by rounding only. Over several machines, start `components.ppo.launch` with `torchrun`.
         samples_per_prompt: Responses to each prompt of a step; they share the reading of the prompt. 1 gives the most
             prompts for the money.
         rollout_batch: Responses sampled together; memory only, no response depends on it.

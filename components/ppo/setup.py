@@ -93,16 +93,14 @@ def build_trainer(
         seed=seed,
         reward_mean=scale.mean,
         reward_std=scale.std,
-        further_rewards=further_rewards(
-            settings.reward, further_reward_models or {}, tokenizer=tokenizer, device=device
-        ),
+        further_rewards=further_rewards(settings, further_reward_models or {}, tokenizer=tokenizer, device=device),
         world=world,
     )
     return trainer, tokenizer
 
 
 def further_rewards(
-    settings: RewardSettings,
+    settings: PPOSettings,
     artifacts: Mapping[str, Artifact],
     *,
     tokenizer: PreTrainedTokenizerBase,
@@ -111,7 +109,7 @@ def further_rewards(
     """Loads what `reward.sources` names.
 
     Args:
-        settings: Reward settings.
+        settings: Of the run.
         artifacts: Further reward models by name.
         tokenizer: The policy's.
         device: Where the models go.
@@ -120,14 +118,17 @@ def further_rewards(
         InputError: A rule cannot be imported, a reward model is not given, or has another vocabulary.
         ArtifactError: A reward model lacks something.
     """
-    sources: list[RewardSource] = [load_rule(name, reference, tokenizer) for name, reference in settings.rules.items()]
-    for name in settings.reward_models:
+    rules = settings.reward.rules.items()
+    sources: list[RewardSource] = [load_rule(name, reference, tokenizer) for name, reference in rules]
+    for name in settings.reward.reward_models:
         if name not in artifacts:
             raise InputError(f"the reward model of source {name!r} was not given.", where="ppo.reward.sources")
         _require_same_vocabulary(tokenizer, artifacts[name], name=f"reward model {name!r}")
         scale = read_reward_scale(artifacts[name])
         model = load_reward_model(artifacts[name].path, device=device).requires_grad_(False)
-        sources.append(ModelReward(name, model, tokenizer, mean=scale.mean, std=scale.std))
+        sources.append(
+            ModelReward(name, model, tokenizer, mean=scale.mean, std=scale.std, microbatch=settings.microbatch)
+        )
     return sources
 
 

@@ -99,7 +99,9 @@ class PPOTrainer:
         self.updates = 0
         self.history: list[dict[str, Any]] = []
         self.stop_reason: str | None = None
-        main = ModelReward(MAIN, reward_model, tokenizer, mean=reward_mean, std=reward_std)
+        main = ModelReward(
+            MAIN, reward_model, tokenizer, mean=reward_mean, std=reward_std, microbatch=settings.microbatch
+        )
         self.rewards = Rewards(settings.reward, main, further_rewards)
         self._tokenizer = tokenizer
         self._prompts = prompts

@@ -283,7 +283,9 @@ def test_what_is_no_function_is_no_rule() -> None:
 
 
 def _model(name: str, seed: int) -> ModelReward:
-    return ModelReward(name, make_reward_model(seed=seed), make_tokenizer(), mean=0.5 * seed, std=1.0 + seed)
+    return ModelReward(
+        name, make_reward_model(seed=seed), make_tokenizer(), mean=0.5 * seed, std=1.0 + seed, microbatch=4
+    )
 
 
 def test_an_ensemble_of_two_reward_models_pays_what_they_say_by_hand() -> None:
