@@ -124,6 +124,7 @@ def further_rewards(
         if name not in artifacts:
             raise InputError(f"the reward model of source {name!r} was not given.", where="ppo.reward.sources")
         _require_same_vocabulary(tokenizer, artifacts[name], name=f"reward model {name!r}")
+        _require_not_held_out(name, artifacts[name])
         scale = read_reward_scale(artifacts[name])
         model = load_reward_model(artifacts[name].path, device=device).requires_grad_(False)
         sources.append(
@@ -216,6 +217,16 @@ def _require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, reward_model: A
             f"policy and {name} have different vocabularies; responses are scored as token ids.",
             where=str(reward_model.path),
             hint="Train the reward model from this policy.",
+        )
+
+
+def _require_not_held_out(name: str, reward_model: Artifact) -> None:
+    if read_json(reward_model.file("reward.json")).get("train_split") == "divergence":
+        raise InputError(
+            f"reward model {name!r} was trained on the divergence split, which is kept apart to judge "
+            f"over-optimisation: once it is optimised, it judges nothing.",
+            where=str(reward_model.path),
+            hint="Take one that was trained on the train split, of another seed or run.",
         )
 
 

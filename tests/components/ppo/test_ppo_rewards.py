@@ -466,7 +466,7 @@ def rule_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "my_reward_rules.py"
 
 
-def _write_reward_model(folder: Path, *, seed: int, words: Sequence[str] = (), **scale: float) -> str:
+def _write_reward_model(folder: Path, *, seed: int, words: Sequence[str] = (), **scale: Any) -> str:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(list(words))
     with write_artifact(folder, "reward_model", stage="reward_model") as draft:
@@ -546,6 +546,13 @@ def test_a_damaged_or_absent_further_reward_model_is_refused(tmp_path: Path, rul
         run(**_stage_arguments(tmp_path, reward_model=str(tmp_path / "absent")))
     with pytest.raises(ArtifactError, match="expected reward_model"):
         run(**_stage_arguments(tmp_path, reward_model=str(tmp_path / "dataset")))
+
+
+def test_the_model_that_judges_over_optimisation_is_not_optimised(tmp_path: Path, rule_module: Path) -> None:
+    heldout = _write_reward_model(tmp_path / "second", seed=5, train_split="divergence")
+
+    with pytest.raises(InputError, match="'second' was trained on the divergence split"):
+        run(**_stage_arguments(tmp_path, reward_model=heldout))
 
 
 def test_a_further_reward_model_without_spread_is_refused(tmp_path: Path, rule_module: Path) -> None:
