@@ -2,8 +2,9 @@
 
 `SeparateModels` holds three models of their own: what tiny models want, because nothing is switched. `SharedBackbone`
 holds one frozen backbone with a LoRA adapter for the policy and one for the value model; the reference is the backbone
-with adapters off. In both the value model may instead be a head on the policy's own trunk: half the work of an update,
-at the price that value and policy pull at the same weights.
+with adapters off, and a reward model that was trained as an adapter over the same weights is one more. In both the
+value model may instead be a head on the policy's own trunk: half the work of an update, at the price that value and
+policy pull at the same weights.
 
 All models stay in evaluation mode: dropout would make the probability ratio differ from 1 before anything was learned.
 """
@@ -14,6 +15,7 @@ import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,14 +25,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.ppo.logprob_head import LogprobHead, TokenLogprobs, response_hidden
 from components.ppo.packing import PackedBatch
 from components.ppo.settings import LoRASettings
-from components.shared.errors import InputError
+from components.shared.errors import ArtifactError, InputError
 from components.shared.files import write_json
 from components.shared.models import save_policy
 
-__all__ = ["ActorCritic", "SeparateModels", "SharedBackbone", "ValueHead"]
+__all__ = ["ActorCritic", "RewardAdapter", "SeparateModels", "SharedBackbone", "ValueHead"]
 
 _POLICY_ADAPTER = "default"  # PEFT writes the adapter of this name, and no other, where its loader looks for it.
 _VALUE_ADAPTER = "value"
+_REWARD_ADAPTER = "reward"
 
 
 class ActorCritic(ABC):
@@ -289,6 +292,40 @@ class SharedBackbone(ActorCritic):
     def value_of_hidden(self, hidden: Tensor) -> Tensor:
         return self._head(hidden)
 
+    def attach_reward_adapter(self, folder: Path) -> RewardAdapter:
+        """Puts a reward model's adapter on the backbone, in place of a reward model of its own.
+
+        Args:
+            folder: The adapter, trained over the very weights of the backbone.
+
+        Raises:
+            ArtifactError: It does not fit the backbone, or has no score head.
+        """
+        from peft import LoraConfig, set_peft_model_state_dict
+        from peft.utils.save_and_load import load_peft_weights
+
+        weights = load_peft_weights(str(folder), device=str(self.device))
+        heads = [name for name in weights if name.endswith("score.weight")]
+        config: Any = LoraConfig.from_pretrained(str(folder))
+        config.task_type, config.modules_to_save = "CAUSAL_LM", None
+        self._peft.add_adapter(_REWARD_ADAPTER, config)
+        own = {name: tensor for name, tensor in weights.items() if name not in heads}
+        unknown = set_peft_model_state_dict(self._peft, own, adapter_name=_REWARD_ADAPTER).unexpected_keys
+        if unknown or len(heads) != 1 or len(own) != len(self._adapter_parameters(_REWARD_ADAPTER)):
+            raise ArtifactError(
+                "the reward model's adapter does not fit the policy.",
+                where=str(folder),
+                hint="Run the reward_model stage again.",
+            )
+        return RewardAdapter(self, weights[heads[0]].float())
+
+    @torch.no_grad()
+    def reward_hidden(self, input_ids: Tensor) -> Tensor:
+        """Last hidden states under the reward adapter, `(batch, time, hidden)`."""
+        self._use(_REWARD_ADAPTER)
+        with self.autocast():
+            return self._model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         return self._adapter_parameters(_POLICY_ADAPTER)
 
@@ -306,8 +343,8 @@ class SharedBackbone(ActorCritic):
     def save_candidate(
         self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
     ) -> None:
-        if self._value_adapter:
-            self._peft.delete_adapter(_VALUE_ADAPTER)
+        for adapter in set(self._peft.peft_config) - {_POLICY_ADAPTER}:
+            self._peft.delete_adapter(adapter)
         self._peft.set_adapter(_POLICY_ADAPTER)
         save_policy(self._peft, tokenizer, folder, **origin, step=step)
 
@@ -318,3 +355,20 @@ class SharedBackbone(ActorCritic):
 
     def _adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self._peft.named_parameters() if f".{adapter}." in f"{name}."}
+
+
+class RewardAdapter:
+    """A reward model that is an adapter and a head over the policy's backbone; called as the reward model would be."""
+
+    def __init__(self, models: SharedBackbone, head: Tensor) -> None:
+        """Takes the head's weights, `(1, hidden)`, float32."""
+        self.device = models.device
+        self._models = models
+        self._head = head
+
+    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """Scores right-padded sequences at their last token: `logits`, `(batch, 1)`, float32."""
+        hidden = self._models.reward_hidden(input_ids)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        last = hidden[rows, attention_mask.sum(dim=1) - 1]
+        return SimpleNamespace(logits=last.float() @ self._head.T)

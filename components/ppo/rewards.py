@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from components.ppo.errors import NotFiniteError, RewardRuleError
 from components.ppo.reward_shaping import MAIN, RewardShaper, Scale, ShapedRewards
@@ -115,7 +115,7 @@ class ModelReward(RewardSource):
     def __init__(
         self,
         name: str,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         *,
         mean: float,
@@ -126,7 +126,7 @@ class ModelReward(RewardSource):
 
         Args:
             name: What settings and history call it.
-            model: Sequence classifier with one label.
+            model: Sequence classifier with one label, or an adapter in its place.
             tokenizer: Its tokenizer.
             mean: Mean of its raw rewards.
             std: Their standard deviation.

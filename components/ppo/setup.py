@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ from components.shared.artifacts import Artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json
 from components.shared.models import (
+    REWARD_ADAPTER,
     encode_prompt,
     load_policy,
     load_reward_model,
@@ -86,7 +88,7 @@ def build_trainer(
     _require_room(models.sampling_policy(), prompts, settings)
     trainer = PPOTrainer(
         models,
-        load_reward_model(reward_model.path, device=device).requires_grad_(False),
+        _main_reward_model(models, policy, reward_model, device),
         tokenizer,
         prompts,
         settings=settings,
@@ -189,6 +191,17 @@ def read_reward_scale(reward_model: Artifact) -> RewardScale:
             hint="Run the reward_model stage again.",
         )
     return RewardScale(mean=float(mean), std=float(std))
+
+
+def _main_reward_model(models: ActorCritic, policy: Artifact, reward_model: Artifact, device: torch.device) -> Any:
+    """An adapter over the shared backbone where the reward model is one and was trained over these very weights."""
+    adapter = reward_model.path / REWARD_ADAPTER
+    if isinstance(models, SharedBackbone) and adapter.is_dir():
+        if read_json(adapter / "base.json")["base_digest"] == policy.digest:
+            logger.info("policy, value and reward model share one backbone.")
+            return models.attach_reward_adapter(adapter)
+        logger.info("the reward model's adapter belongs to another policy; it gets a backbone of its own.")
+    return load_reward_model(reward_model.path, device=device).requires_grad_(False)
 
 
 def _zero_head(model: PreTrainedModel) -> ValueHead:

@@ -29,7 +29,7 @@ from components.ppo.alarms import raise_alarms
 from components.ppo.checkpoint import CheckpointStore, TrainingState, random_states, restore_random_states
 from components.ppo.history import history_row
 from components.ppo.kl_control import KLController
-from components.ppo.models import ActorCritic
+from components.ppo.models import ActorCritic, RewardAdapter
 from components.ppo.reward_shaping import MAIN
 from components.ppo.rewards import ModelReward, Rewards, RewardSource
 from components.ppo.rollout import EncodedPrompt, PromptCursor, Rollout, sample_rollout
@@ -63,7 +63,7 @@ class PPOTrainer:
     def __init__(
         self,
         models: ActorCritic,
-        reward_model: PreTrainedModel,
+        reward_model: PreTrainedModel | RewardAdapter,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[EncodedPrompt],
         *,
@@ -78,7 +78,7 @@ class PPOTrainer:
 
         Args:
             models: Policy, reference and value model.
-            reward_model: Sequence classifier with one label; only read.
+            reward_model: Sequence classifier with one label, or an adapter in its place; only read.
             tokenizer: Shared by policy and reward model.
             prompts: Training prompts.
             settings: Settings of the run.

@@ -136,7 +136,7 @@ def _train(
     pairs = job.read_pairs(job.train_split, tokenizer)
     trainer = make_trainer(model, tokenizer, pairs, job.settings, folder=folder, seed=job.seed)
     history = train_to_end(trainer, folder=folder, label=job.label, run=tracking, termination=termination)
-    save_reward_model(trainer.model, tokenizer, target)
+    save_reward_model(trainer.model, tokenizer, target, base_digest=job.policy.digest)
     write_jsonl(target / "training.jsonl", history)
     return trainer.state.global_step
 

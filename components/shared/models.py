@@ -33,6 +33,7 @@ from components.shared.tokenizers import (
 
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
+    "REWARD_ADAPTER",
     "decode_response",
     "encode_prompt",
     "encode_response",
@@ -51,6 +52,9 @@ __all__ = [
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _HEAD = "score.weight"
+
+REWARD_ADAPTER = "adapter"
+"""Folder of a reward model's unmerged adapter."""
 
 hf_logging.disable_progress_bar()  # a step reports its own progress
 hf_logging.set_verbosity_error()  # what a load lacks is checked below, not left to a warning
@@ -181,10 +185,23 @@ def load_reward_model(
     return model.to(device).eval()
 
 
-def save_reward_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Saves a reward model as safetensors with its tokenizer; LoRA weights are merged."""
+def save_reward_model(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, base_digest: str | None = None
+) -> None:
+    """Saves a reward model as safetensors with its tokenizer; LoRA weights are merged.
+
+    Args:
+        model: A sequence classifier, or a PEFT model over one.
+        tokenizer: Its tokenizer.
+        folder: Where to write.
+        base_digest: Digest of the policy that an adapter was trained over. The adapter is then kept too, unmerged, in
+            `adapter/`: over the very same weights a later stage can use it without loading a second model.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if base_digest is not None and hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder / REWARD_ADAPTER)
+        write_json(folder / REWARD_ADAPTER / "base.json", {"base_digest": base_digest})
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

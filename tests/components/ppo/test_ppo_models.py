@@ -9,14 +9,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_ppo import make_gpt2_policy, make_models, make_policy, make_settings, make_tokenizer, make_trainer
+from tiny_ppo import (
+    make_gpt2_policy,
+    make_models,
+    make_policy,
+    make_settings,
+    make_tokenizer,
+    make_trainer,
+    save_reward_adapter,
+)
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from components.ppo.models import SharedBackbone
 from components.ppo.packing import pack, unpack
 from components.ppo.rollout import Rollout
-from components.shared.models import load_policy
-from components.shared.scoring import response_logprobs
+from components.shared.errors import ArtifactError
+from components.shared.models import (
+    REWARD_ADAPTER,
+    load_policy,
+    load_reward_model,
+)
+from components.shared.scoring import response_logprobs, rewards
 
 PROMPTS = [[1, 4], [1, 5, 6, 7], [1]]
 RESPONSES = [[8, 9, 2], [4, 2], [10, 11, 12, 13, 5]]
@@ -137,6 +150,34 @@ def test_adapters_over_a_half_precision_backbone_are_float32() -> None:
     assert {parameter.dtype for parameter in moved.values()} == {torch.float32}
     assert trainer.models.sampling_policy().get_input_embeddings().weight.dtype == torch.bfloat16
     assert row["kl"] == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("make", [make_policy, make_gpt2_policy])
+def test_a_reward_adapter_on_the_shared_backbone_scores_as_its_merged_model(make: Any, tmp_path: Any) -> None:
+    save_reward_adapter(make(), tmp_path, base_digest="aa")
+    expected = rewards(load_reward_model(tmp_path / "reward"), make_tokenizer(), PROMPTS, RESPONSES)
+    models = make_models(make_settings(parameterisation="lora"), policy=make())
+    assert isinstance(models, SharedBackbone)
+    policy_before = _packed_logprobs(models)
+
+    adapter: Any = models.attach_reward_adapter(tmp_path / "reward" / REWARD_ADAPTER)
+
+    assert expected.std() > 0.1
+    assert torch.allclose(rewards(adapter, make_tokenizer(), PROMPTS, RESPONSES), expected, atol=1e-4)
+    for before, after in zip(policy_before, _packed_logprobs(models), strict=True):
+        assert torch.equal(before, after)
+    models.save_candidate(make_tokenizer(), tmp_path / "out", origin={"base_model": "", "base_digest": ""}, step=0)
+    saved = response_logprobs(load_policy(tmp_path / "out"), make_tokenizer(), PROMPTS, RESPONSES)
+    assert torch.allclose(torch.cat(policy_before), torch.cat(saved), atol=1e-5)
+
+
+def test_an_adapter_of_another_shape_is_refused(tmp_path: Any) -> None:
+    save_reward_adapter(make_policy(num_hidden_layers=2), tmp_path, base_digest="aa")
+    models = make_models(make_settings(parameterisation="lora"))
+    assert isinstance(models, SharedBackbone)
+
+    with pytest.raises(ArtifactError, match="does not fit"):
+        models.attach_reward_adapter(tmp_path / "reward" / REWARD_ADAPTER)
 
 
 def test_unpack_puts_tokens_back_where_they_were() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_ppo import make_artifacts, run_arguments
+from tiny_ppo import make_artifacts, run_arguments, save_reward_adapter
 
 from components.ppo.stage import run
-from components.shared.artifacts import read_artifact
+from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import InputError
-from components.shared.files import read_json, read_jsonl
+from components.shared.files import read_json, read_jsonl, write_json
 from components.shared.models import load_policy
 
 ROW = {
@@ -92,3 +94,27 @@ def test_reward_model_without_spread_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(Exception, match="positive std"):
         run(**run_arguments(tmp_path))
+
+
+def test_reward_model_shares_the_backbone_where_it_was_trained_over_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a backbone of its own it pays the same, to rounding."""
+    caplog.set_level(logging.INFO)
+    paid = {}
+    for told, base_digest in (("share one backbone", None), ("belongs to another policy", "0" * 64)):
+        arguments = run_arguments(tmp_path / told, parameterisation="lora")
+        policy = read_artifact(arguments["policy"], "policy")
+        base = load_policy(policy.path)
+        save_reward_adapter(base, tmp_path / told / "parts", base_digest=base_digest or policy.digest)
+        shutil.rmtree(arguments["reward_model"])
+        with write_artifact(arguments["reward_model"], "reward_model", stage="reward_model") as draft:
+            shutil.copytree(tmp_path / told / "parts/reward", draft.path, dirs_exist_ok=True)
+            write_json(draft.path / "reward.json", {"mean": 0.0, "std": 1.0, "slope": 1.0})
+
+        run(**arguments)
+
+        assert told in caplog.text
+        rows = read_jsonl(Path(arguments["output_history"]) / "history.jsonl")
+        paid[told] = [row["reward_mean"] for row in rows]
+    assert paid["share one backbone"] == pytest.approx(paid["belongs to another policy"], abs=1e-3)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -25,7 +26,7 @@ from components.ppo.settings import LoRASettings, PPOSettings
 from components.ppo.trainer import PPOTrainer
 from components.shared.artifacts import write_artifact
 from components.shared.files import write_json
-from components.shared.models import save_policy, save_reward_model
+from components.shared.models import load_reward_model, save_policy, save_reward_model
 from components.shared.records import PromptRecord, write_records
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -162,6 +163,20 @@ def make_artifacts(folder: Path, *, reward_mean: float = 0.0, reward_std: float 
         name: str(folder / path)
         for name, path in (("policy", "policy"), ("reward_model", "reward"), ("dataset", "dataset"))
     }
+
+
+def save_reward_adapter(policy: Any, folder: Path, *, base_digest: str) -> None:
+    """Saves a reward model trained as an adapter over `policy`, every weight of it drawn at random, in `reward/`."""
+    save_policy(policy, make_tokenizer(), folder / "base", base_model="tiny", base_digest="0" * 64)
+    classifier = load_reward_model(folder / "base")
+    config = LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, target_modules="all-linear")
+    model: Any = get_peft_model(classifier, config)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.3)
+    save_reward_model(model, make_tokenizer(), folder / "reward", base_digest=base_digest)
 
 
 def run_arguments(folder: Path, **settings: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from components.shared.artifacts import read_artifact
 from components.shared.errors import InputError
 from components.shared.files import read_json, read_jsonl, sha256_file
 from components.shared.hf_checkpoints import CHECKPOINTS_VARIABLE, TrainingFolder
-from components.shared.models import encode_prompt, encode_response, load_reward_model, load_tokenizer
+from components.shared.models import REWARD_ADAPTER, encode_prompt, encode_response, load_reward_model, load_tokenizer
 from components.shared.scoring import rewards
 
 
@@ -82,6 +82,9 @@ def test_it_learns_what_people_prefer(world, tmp_path, parameterisation, learnin
 def test_with_adapters_the_new_score_head_is_trained_too(world, tmp_path):
     run(world, tmp_path / "rm", policy="gpt2", parameterisation="lora", epochs=1)
     assert load_reward_model(tmp_path / "rm").score.weight.abs().max() > 1e-3
+    adapter = tmp_path / "rm" / REWARD_ADAPTER
+    assert read_json(adapter / "base.json")["base_digest"] == read_artifact(world / "gpt2", "policy").digest
+    assert (adapter / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("parameterisation", ["full", "lora"])
