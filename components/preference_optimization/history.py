@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.preference_optimization.settings import PreferenceOptimizationSettings
+from components.preference_optimization.settings import METHOD_NAMES, PreferenceOptimizationSettings
 from components.shared.policy_optimization import metric_name
 
 __all__ = ["TrainerFigures", "history_rows", "metrics_of_row", "summarise"]
@@ -72,6 +72,7 @@ def summarise(rows: Sequence[dict[str, Any]], settings: PreferenceOptimizationSe
     """
     third = rows[-max(1, len(rows) // 3) :]
     return {
+        "optimizer": METHOD_NAMES[settings.method],
         "method": settings.method,
         "beta": settings.kl_weight,
         "steps": rows[-1]["step"],

@@ -36,7 +36,9 @@ def slices_section(parts: Parts) -> Section | Missing:
     charts: list[Markup | None] = [_win_rate_chart(parts, names), _gain_chart(parts, names)]
     over_steps = _over_steps(parts, names)
     if over_steps is not None:
-        charts.append(details("Reward, KL and people by slice, over PPO steps", over_steps, expanded=True))
+        charts.append(
+            details(f"Reward, KL and people by slice, over {parts.optimizer} steps", over_steps, expanded=True)
+        )
     return Section("By slice", join([_worst(parts, names), *charts, _slice_table(parts, names)]))
 
 
@@ -100,7 +102,8 @@ def _over_steps(parts: Parts, names: list[str]) -> Markup | None:
         Panel("KL (nats per answer)", lines("kl"), legend=False),
         Panel("human win rate", lines("human"), {"as good": 0.5}, (0.0, 1.0), legend=False),
     ]
-    chart = svg_panels(panels, title="Reward, KL and human preference by slice", x_label="PPO step")
+    title = "Reward, KL and human preference by slice"
+    chart = svg_panels(panels, title=title, x_label=f"{parts.optimizer} step")
     left_out = len(names) - len(shown)
     return join(
         [

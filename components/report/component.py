@@ -40,7 +40,7 @@ def report(
         sft: The policy that training started from.
         reward_model: The reward model that was optimised.
         heldout_reward_model: The reward model that never was.
-        history: PPO's training history.
+        history: The policy's training history.
         candidate: The trained policy.
         evaluation: Answers and their figures.
         evidence: What people said.

@@ -14,7 +14,7 @@ from components.report.provenance import (
 )
 from components.report.settings import RunInfo
 from components.report.story import criteria_section, divergence_section, trajectory_section, verdict_section
-from components.report.training import ppo_section, reward_model_section
+from components.report.training import optimization_section, reward_model_section
 from components.report.verdict import judge
 from components.shared.report import Section, render_page, table
 
@@ -37,7 +37,7 @@ def build_page(parts: Parts, run: RunInfo) -> str:
         slices_section(parts),
         samples_section(parts),
         raters_section(parts),
-        ppo_section(parts),
+        optimization_section(parts),
         reward_model_section(parts),
         data_section(parts),
         policy_section(parts),

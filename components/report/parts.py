@@ -52,11 +52,11 @@ class Parts:
         problems: Why an artifact that was named could not be read, by role.
         data_report: `report.json` of the dataset.
         pairs_report: `report.json` of the preference pairs.
-        reward_model: `evaluation.json` of the reward model that PPO trains against.
+        reward_model: `evaluation.json` of the reward model that is optimised.
         reward_scale: Its `reward.json`.
         heldout_reward_model: `evaluation.json` of the second reward model, which nothing is trained against.
         heldout_scale: Its `reward.json`.
-        history: A row a PPO step.
+        history: A row a PPO step, or a measurement of another optimiser.
         history_summary: `summary.json` of the training history.
         models: `models.json` of the evaluation: digest, step and name of each role.
         metrics: `metrics.json` of the evaluation.
@@ -89,6 +89,11 @@ class Parts:
     def live(self) -> bool:
         """Whether the run judged a model that is live (soak) rather than a candidate."""
         return dig(self.decision, "mode") == "live"
+
+    @property
+    def optimizer(self) -> str:
+        """What trained the policy, as a person writes it; PPO's history does not say."""
+        return dig(self.history_summary, "optimizer") or "PPO"
 
     def digest(self, role: str) -> str | None:
         """Digest of the artifact in a role."""

@@ -61,14 +61,14 @@ def trajectory_section(parts: Parts) -> Section | Missing:
     chart = svg_panels(
         story_panels(parts, points),
         title="Does what the reward likes, people like too?",
-        x_label="PPO step",
+        x_label=f"{parts.optimizer} step",
         description=_trajectory_in_words(points),
     )
     return Section("Reward, KL and people", join([chart, paragraph(explanation), _checkpoint_table(points)]))
 
 
 def story_panels(parts: Parts, points: Sequence[Checkpoint]) -> list[Panel]:
-    """The three panels: reward gain, KL, human win rate, over PPO steps."""
+    """The three panels: reward gain, KL, human win rate, over training steps."""
     target = dig(parts.history_summary, "kl_target")
     rows = thin(parts.history)
     training = (

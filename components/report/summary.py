@@ -22,8 +22,9 @@ def build_summary(parts: Parts, run: RunInfo) -> dict[str, Any]:
 
     Returns:
         JSON values. `human` is about `candidate_vs_reference`: `win_rate` and `ci95` of the mean over prompts, `lower`
-        and `upper` the one-sided 95 % bounds that decide. `ppo.reward_*` are raw, `*_sd` in standard deviations of the
-        reward model, `ppo.kl_*` in nats per sequence. Numbers that are not finite are null.
+        and `upper` the one-sided 95 % bounds that decide. `optimization` is the training of the policy, by whichever
+        optimizer; `ppo` the same figures where that is PPO. `reward_*` are raw, `*_sd` in standard deviations of the
+        reward model, `kl_*` in nats per sequence. Numbers that are not finite are null.
     """
     outcome = judge(parts, run)
     summary = {
@@ -36,7 +37,8 @@ def build_summary(parts: Parts, run: RunInfo) -> dict[str, Any]:
         "seed": run.seed,
         "reward_model": _reward_model(parts.reward_model),
         "heldout_reward_model": _reward_model(parts.heldout_reward_model),
-        "ppo": _ppo(parts),
+        "optimization": {"optimizer": parts.optimizer if parts.history_summary else None, **_training(parts)},
+        "ppo": _training(parts if parts.optimizer == "PPO" else Parts()),
         "evaluation": {
             "kl": dig(parts.metrics, "candidate", "kl", "mean"),
             "reward": dig(parts.metrics, "candidate", "reward", "mean"),
@@ -56,7 +58,7 @@ def build_summary(parts: Parts, run: RunInfo) -> dict[str, Any]:
     return _finite(summary)
 
 
-_PPO_KEYS = (
+_TRAINING_KEYS = (
     "kl_target",
     "kl_final",
     "kl_last_third",
@@ -79,8 +81,8 @@ def _reward_model(evaluation: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _ppo(parts: Parts) -> dict[str, Any]:
-    values = _select(parts.history_summary, *_PPO_KEYS)
+def _training(parts: Parts) -> dict[str, Any]:
+    values = _select(parts.history_summary, *_TRAINING_KEYS)
     return {
         **values,
         "reward_start_sd": in_deviations(parts, values["reward_start"]),

@@ -1,4 +1,4 @@
-"""How the models were trained: PPO's curves, and the reward model's report."""
+"""How the models were trained: the curves of PPO or of what took its place, and the reward model's report."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ from components.shared.report import (
     table,
 )
 
-__all__ = ["ppo_section", "reward_model_section"]
+__all__ = ["optimization_section", "reward_model_section"]
 
 _MOST_LINES = 6
 
 
-def ppo_section(parts: Parts) -> Section | Missing:
-    """PPO's training curves, overall and by slice."""
+def optimization_section(parts: Parts) -> Section | Missing:
+    """The policy's training curves, overall and by slice."""
+    title = f"{parts.optimizer} training"
     if not parts.history:
-        return Missing("PPO training", parts.why_missing("history"))
+        return Missing(title, parts.why_missing("history"))
     summary = parts.history_summary or {}
     stopped = None
     if summary.get("stopped_early"):
         stopped = note(f"Training stopped early: {summary.get('stop_reason') or 'no reason recorded'}.", tone="warn")
     rows = thin(parts.history)
-    content = [stopped, _ppo_figures(parts, summary), _curves(parts, rows, summary), _slice_curves(parts, rows)]
-    return Section("PPO training", join(content))
+    content = [stopped, _training_figures(parts, summary), _curves(parts, rows, summary), _slice_curves(parts, rows)]
+    return Section(title, join(content))
 
 
 def reward_model_section(parts: Parts) -> Section | Missing:
@@ -76,10 +77,10 @@ def reward_model_section(parts: Parts) -> Section | Missing:
     )
 
 
-def _ppo_figures(parts: Parts, summary: dict[str, Any]) -> Markup:
+def _training_figures(parts: Parts, summary: dict[str, Any]) -> Markup:
     return figures(
         [
-            ("PPO steps", summary.get("steps")),
+            (f"{parts.optimizer} steps", summary.get("steps")),
             ("KL target (nats)", summary.get("kl_target")),
             ("KL, last third", summary.get("kl_last_third"), "mean while training"),
             ("KL at the end", summary.get("kl_final")),
@@ -89,7 +90,7 @@ def _ppo_figures(parts: Parts, summary: dict[str, Any]) -> Markup:
     )
 
 
-def _curves(parts: Parts, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Markup:
+def _curves(parts: Parts, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Markup | None:
     def line(name: str, key: str, colour: int = 0) -> Series:
         return Series(name, [row["step"] for row in rows], [row.get(key) for row in rows], colour=colour)
 
@@ -99,6 +100,7 @@ def _curves(parts: Parts, rows: Sequence[dict[str, Any]], summary: dict[str, Any
         Panel("reward (sd)", [Series("reward", [row["step"] for row in rows], rewards)]),
         Panel("KL (nats per answer)", [line("KL (k1)", "kl", 3)], {"target": target} if target is not None else {}),
         Panel("KL coefficient", [line("KL coefficient", "kl_coef", 3)]),
+        Panel("margin, chosen over rejected", [line("margin", "trainer/rewards/margins", 0)]),
         Panel("entropy (nats)", [line("entropy", "entropy", 2)]),
         Panel("answer (tokens)", [line("length", "response_tokens", 1)]),
         Panel(
@@ -107,7 +109,11 @@ def _curves(parts: Parts, rows: Sequence[dict[str, Any]], summary: dict[str, Any
             y_range=(-0.03, 1.03),
         ),
     ]
-    return svg_panels(panels, title="PPO over its steps, on training prompts", x_label="PPO step")
+    shown = [panel for panel in panels if any(value is not None for series in panel.series for value in series.y)]
+    if not shown:
+        return None
+    name = parts.optimizer
+    return svg_panels(shown, title=f"{name} over its steps, on training prompts", x_label=f"{name} step")
 
 
 def _slice_curves(parts: Parts, rows: Sequence[dict[str, Any]]) -> Markup | None:
@@ -128,7 +134,8 @@ def _slice_curves(parts: Parts, rows: Sequence[dict[str, Any]]) -> Markup | None
         Panel("answer (tokens)", lines("response_tokens"), height=2.0, legend=False),
     ]
     left_out = len(names) - _MOST_LINES
-    chart = svg_panels(panels, title="PPO by slice, on training prompts", x_label="PPO step")
+    name = parts.optimizer
+    chart = svg_panels(panels, title=f"{name} by slice, on training prompts", x_label=f"{name} step")
     remark = (
         note(f"The first {_MOST_LINES} slices by name; {left_out} more are in the history.") if left_out > 0 else None
     )

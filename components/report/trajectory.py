@@ -40,11 +40,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of the policy after some PPO steps.
+    """What is known of the policy after some training steps.
 
     Attributes:
         role: Its role in the evaluation.
-        step: PPO step.
+        step: Training step.
         reward: Gain over the reference by the reward model it was trained against, in its standard deviations.
         heldout: The same by the second reward model.
         kl: KL from the reference, nats per sequence.
@@ -171,7 +171,7 @@ def _answers_by_role(parts: Parts, slice_name: str | None) -> dict[str, dict[tup
 
 
 def _step(parts: Parts, role: str) -> int | None:
-    """PPO step of a role: as recorded, else as its name says; the last of the history for the candidate."""
+    """Training step of a role: as recorded, else as its name says; the last of the history for the candidate."""
     step = dig(parts.models, role, "step")
     if step is not None:
         return int(step)

@@ -16,7 +16,7 @@ STAGES: tuple[tuple[str, str], ...] = (
     ("supervised fine-tuning", "sft"),
     ("preference collection", "preferences"),
     ("reward model", "reward_model"),
-    ("PPO", "candidate"),
+    ("policy training", "candidate"),
     ("evaluation", "evaluation"),
     ("human evaluation", "evidence"),
     ("release gate", "decision"),

@@ -24,7 +24,7 @@ COMMON = {
 }
 SUMMARY = {
     *("steps", "kl_target", "kl_final", "kl_last_third", "reward_start", "reward_final", "stopped_early"),
-    *("stop_reason", "method", "beta"),
+    *("stop_reason", "optimizer", "method", "beta"),
 }
 METHODS = get_args(Method)
 SAMPLING = ("grpo", "rloo", "online_dpo")
