@@ -78,6 +78,7 @@ def history_row(
         "finished_share": sum(rollout.finished) / len(rollout),
         "repetition_share": sum(map(repetition_share, rollout.responses_ids)) / len(rollout),
         "logprob_gap": scores.decode_gap,
+        "logprobs_recomputed": scores.recomputed,
         "tokens_per_second": tokens / seconds,
         "seconds": seconds,
         "slices": _slices(rollout, scores),
