@@ -73,9 +73,9 @@ def run(settings_file: str, seed: int | None, as_json: bool) -> None:
     settings = load_run_settings(settings_file)
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
-    from pipelines.runs import run_rlhf
+    from pipelines.runs import run_training
 
-    _finish(run_rlhf(settings, console=_console()), as_json)
+    _finish(run_training(settings, console=_console()), as_json)
 
 
 @cli.command()
@@ -94,7 +94,9 @@ def soak(run_id: str | None, model_name: str, seed: int | None, workspace: str, 
 
 
 @cli.command()
-@click.option("--scenario", type=click.Choice(["good", "overoptimized", "forced"]), default="good", show_default=True)
+@click.option(
+    "--scenario", type=click.Choice(["good", "overoptimized", "forced", "dpo"]), default="good", show_default=True
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @_workspace
 @_as_json
@@ -102,7 +104,8 @@ def demo(scenario: str, seed: int, workspace: str, as_json: bool) -> None:
     """Run the demonstration: a tiny model, a hidden taste, simulated raters.
 
     good: KL held to its target; people prefer the result; PROMOTE. overoptimized: KL control off; the reward likes it
-    and people do not; BLOCK. forced: the blocked model is put live by break-glass, soak shows the harm; ROLLBACK.
+    and people do not; BLOCK. forced: the blocked model is put live by break-glass, soak shows the harm; ROLLBACK. dpo:
+    as good, with DPO in PPO's place.
     """
     from pipelines.demo import run_demo
 
@@ -111,9 +114,14 @@ def demo(scenario: str, seed: int, workspace: str, as_json: bool) -> None:
 
 @cli.command("compile")
 @click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
-@click.option("--pipeline", type=click.Choice(["rlhf", "soak"]), default="rlhf", show_default=True)
+@click.option(
+    "--pipeline",
+    type=click.Choice(["rlhf", "preference", "soak"]),
+    default=None,
+    help="Default: the training pipeline that the settings' `optimizer` asks for.",
+)
 @click.option("--output", "-o", required=True, type=click.Path(dir_okay=False), help="Where to write the YAML.")
-def compile_(settings_file: str, pipeline: str, output: str) -> None:
+def compile_(settings_file: str, pipeline: str | None, output: str) -> None:
     """Write a pipeline as KFP's IR YAML, for a cluster."""
     from pipelines.cluster import compile_pipeline
     from pipelines.settings import load_run_settings

@@ -2,7 +2,7 @@
 
 `good` holds KL to its target and is promoted. `overoptimized` trains longer without KL control: the reward model likes
 the result, people do not, and the gate blocks it. `forced` puts that model live by break-glass; fresh evidence rolls it
-back.
+back. `dpo` learns from the same pairs without PPO, and is judged by the same people and gate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from components.shared.code_version import code_version
 from components.shared.errors import InputError
 from components.shared.files import read_json, write_json
 from pipelines.local import RunResult
-from pipelines.runs import run_rlhf, run_soak
+from pipelines.runs import run_soak, run_training
 from pipelines.settings import DataSettings, RunSettings, load_run_settings
 from pipelines.workspace import Workspace
 
@@ -25,14 +25,14 @@ __all__ = ["demo_settings", "run_demo"]
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = {"good": "demo", "overoptimized": "demo-overoptimized"}
+_SETTINGS = {"good": "demo", "overoptimized": "demo-overoptimized", "dpo": "demo-dpo"}
 
 
 def run_demo(scenario: str, *, seed: int, workspace: str, console: Console) -> RunResult:
     """Runs a scenario of the demonstration on the state that earlier ones left.
 
     Args:
-        scenario: `good`, `overoptimized` or `forced`.
+        scenario: `good`, `overoptimized`, `forced` or `dpo`.
         seed: Seed of the world and of the run; each seed has a registered model of its own.
         workspace: Folder of local runs.
         console: Where progress is drawn.
@@ -45,7 +45,7 @@ def run_demo(scenario: str, *, seed: int, workspace: str, console: Console) -> R
     settings = demo_settings(scenario, seed=seed, workspace=workspace)
     _make_world(settings, console)
     console.print(f"Plumbline demo, scenario [bold]{scenario}[/], seed {seed}: {settings.name}", highlight=False)
-    return run_rlhf(settings, console=console)
+    return run_training(settings, console=console)
 
 
 def demo_settings(scenario: str, *, seed: int, workspace: str) -> RunSettings:

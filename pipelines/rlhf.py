@@ -1,33 +1,21 @@
-"""The RLHF pipeline: what runs after what.
+"""The RLHF pipeline: PPO against a learned reward, held near the reference by a KL target.
 
-    prerequisites > data_validation > sft > collection > data_validation (pairs) > reward_model + held-out reward model
-        > reward_model_check > ppo > evaluation > release (human_eval > release_gate > promote | keep_champion) > report
-
-One definition for every place: `pipelines.local` runs it on this machine, `plumbline compile` writes it for a cluster.
-The exit handler tells how it ended, whatever happened.
+What runs before and after PPO is in `pipelines.training`. One definition for every place: `pipelines.local` runs it on
+this machine, `plumbline compile` writes it for a cluster.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
-# KFP gives tasks where the signatures say values, and fills in outputs and the exit handler's status itself.
+# KFP gives tasks where the signatures say values.
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl
 
-from components.collection.component import collection
-from components.data_validation.component import data_validation
-from components.evaluation.component import evaluation
 from components.ppo.component import ppo
-from components.prerequisites.component import prerequisites
-from components.report.component import finish, report
-from components.reward_model.component import reward_model, reward_model_check
-from components.sft.component import sft
-from components.shared.settings import as_parameter
-from pipelines.release import build_release
-from pipelines.settings import RunSettings, StepResources
-from pipelines.steps import code_version, place
+from pipelines.settings import RunSettings
+from pipelines.steps import code_version
+from pipelines.training import Ready, TrainingSteps, common_arguments, settings_argument
 
 __all__ = ["PIPELINE_NAME", "build_rlhf", "rlhf_arguments"]
 
@@ -43,9 +31,7 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
     Returns:
         A KFP pipeline.
     """
-    light, train = settings.execution.light, settings.execution.train
-    steps = _PureSteps(light, train)
-    release = build_release(light)
+    steps = TrainingSteps.of(settings)
     default = rlhf_arguments(settings)
 
     @dsl.pipeline(name=PIPELINE_NAME, description="RLHF: PPO with a KL target, judged by people before it is released.")
@@ -91,195 +77,44 @@ def build_rlhf(settings: RunSettings) -> Callable[..., Any]:
             evaluation_settings: EvaluationSettings.
             human_eval_settings: HumanEvalSettings.
         """
-        ended = place(finish(model_name=model_name), light, name="finish", cache=False)
-        with dsl.ExitHandler(ended, name="run"):
-            ready = prerequisites(
-                base_model=base_model,
-                sft_data=sft_data,
-                prompt_data=prompt_data,
-                preference_data=preference_data,
-                model_name=model_name,
-                plug_ins=plug_ins,
-                reward_rules=reward_rules,
-                reward_models=reward_models,
-                settings=prerequisites_settings,
-            )
-            place(ready, train if settings.prerequisites.require_gpu else light, name="prerequisites", cache=False)
-            data = steps.validated(ready, base_model, data_validation_settings, sft_data, prompt_data)
-            reference = steps.tuned(ready, data, base_model, seed, sft_settings)
-            raw_pairs = steps.collected(ready, reference, data, preference_data, seed, collection_settings)
-            pairs = steps.validated_pairs(ready, raw_pairs, data, base_model, data_validation_settings)
 
-            reward = steps.reward_model(reference, pairs, "train", seed, reward_model_settings)
-            checked = place(reward_model_check(reward_model=reward), light, name="reward_model_check", cache=False)
-            heldout_reward = steps.reward_model(
-                reference, pairs, "divergence", seed, reward_model_settings, after=checked
+        def optimise(ready: Ready) -> dsl.PipelineTask:
+            return ppo(
+                policy=ready.reference,
+                reward_model=ready.reward,
+                dataset=ready.data,
+                seed=ready.seed,
+                settings=ppo_settings,
+                reward_digest=ready.reward_digest,
+                code_digest=code_version("ppo"),
             )
-            optimised = steps.optimised(ready, reference, reward, data, seed, ppo_settings, after=checked)
-            evaluated = steps.evaluated(
-                ready, reference, optimised, reward, heldout_reward, data, seed, evaluation_settings
-            )
-            released = release(
-                candidate=optimised["candidate"],
-                evaluation=evaluated,
-                dataset=data,
-                reward_model=reward,
-                heldout_reward_model=heldout_reward,
-                history=optimised["history"],
-                model_name=model_name,
-                policy=gate_policy,
-                seed=seed,
-                human_eval_settings=human_eval_settings,
-            )
-            written = report(
-                dataset=data,
-                preferences=pairs,
-                sft=reference,
-                reward_model=reward,
-                heldout_reward_model=heldout_reward,
-                history=optimised["history"],
-                candidate=optimised["candidate"],
-                evaluation=evaluated,
-                evidence=released.outputs["evidence"],
-                decision=released.outputs["decision"],
-                model_name=model_name,
-                seed=seed,
-            )
-            place(written.after(released), light, name="report", cache=False)
+
+        steps.run(
+            optimise,
+            optimiser="ppo",
+            model_name=model_name,
+            base_model=base_model,
+            sft_data=sft_data,
+            prompt_data=prompt_data,
+            preference_data=preference_data,
+            seed=seed,
+            gate_policy=gate_policy,
+            plug_ins=plug_ins,
+            reward_rules=reward_rules,
+            reward_models=reward_models,
+            prerequisites_settings=prerequisites_settings,
+            data_validation_settings=data_validation_settings,
+            sft_settings=sft_settings,
+            collection_settings=collection_settings,
+            reward_model_settings=reward_model_settings,
+            evaluation_settings=evaluation_settings,
+            human_eval_settings=human_eval_settings,
+        )
 
     return rlhf
 
 
-@dataclass(frozen=True)
-class _PureSteps:
-    """The steps that KFP may cache: each takes parameters and outputs of earlier steps, and gives its own outputs."""
-
-    light: StepResources
-    train: StepResources
-
-    def validated(self, ready: Any, base_model: Any, settings: Any, sft_data: Any, prompt_data: Any) -> Any:
-        task = data_validation(
-            sft_data=sft_data,
-            prompt_data=prompt_data,
-            base_model=base_model,
-            settings=settings,
-            data_digest=ready.outputs["data_digest"],
-            code_digest=code_version("data_validation"),
-        )
-        return place(task, self.light, name="data_validation", cache=True).outputs["dataset"]
-
-    def tuned(self, ready: Any, data: Any, base_model: Any, seed: Any, settings: Any) -> Any:
-        task = sft(
-            data=data,
-            base_model=base_model,
-            base_model_digest=ready.outputs["base_model_digest"],
-            seed=seed,
-            settings=settings,
-            code_digest=code_version("sft"),
-        )
-        return place(task, self.train, name="sft", cache=True).outputs["policy"]
-
-    def collected(self, ready: Any, policy: Any, data: Any, preference_data: Any, seed: Any, settings: Any) -> Any:
-        task = collection(
-            policy=policy,
-            dataset=data,
-            preference_data=preference_data,
-            data_digest=ready.outputs["preference_digest"],
-            plug_in_digest=ready.outputs["plug_in_digest"],
-            seed=seed,
-            settings=settings,
-            code_digest=code_version("collection"),
-        )
-        return place(task, self.train, name="collection", cache=True).outputs["pairs"]
-
-    def validated_pairs(self, ready: Any, pairs: Any, data: Any, base_model: Any, settings: Any) -> Any:
-        task = data_validation(
-            pairs=pairs,
-            prompts_dataset=data,
-            base_model=base_model,
-            settings=settings,
-            data_digest=ready.outputs["preference_digest"],
-            code_digest=code_version("data_validation"),
-        )
-        return place(task, self.light, name="data_validation_pairs", cache=True).outputs["dataset"]
-
-    def reward_model(self, policy: Any, pairs: Any, split: str, seed: Any, settings: Any, after: Any = None) -> Any:
-        task = reward_model(
-            policy=policy,
-            data=pairs,
-            train_split=split,
-            seed=seed,
-            settings=settings,
-            code_digest=code_version("reward_model"),
-        )
-        name = "reward_model" if split == "train" else f"reward_model_{split}"
-        return place(task.after(after) if after else task, self.train, name=name, cache=True).outputs["reward_model"]
-
-    def optimised(
-        self, ready: Any, policy: Any, reward: Any, data: Any, seed: Any, settings: Any, *, after: Any
-    ) -> Any:
-        task = ppo(
-            policy=policy,
-            reward_model=reward,
-            dataset=data,
-            seed=seed,
-            settings=settings,
-            reward_digest=ready.outputs["reward_digest"],
-            code_digest=code_version("ppo"),
-        )
-        return place(task.after(after), self.train, name="ppo", cache=True).outputs
-
-    def evaluated(
-        self,
-        ready: Any,
-        reference: Any,
-        optimised: Any,
-        reward: Any,
-        heldout_reward: Any,
-        data: Any,
-        seed: Any,
-        settings: Any,
-    ) -> Any:
-        task = evaluation(
-            reference=reference,
-            candidate=optimised["candidate"],
-            checkpoints=optimised["checkpoints"],
-            reward_model=reward,
-            heldout_reward_model=heldout_reward,
-            dataset=data,
-            champion_uri=ready.outputs["champion_uri"],
-            champion_digest=ready.outputs["champion_digest"],
-            seed=seed,
-            settings=settings,
-            code_digest=code_version("evaluation"),
-        )
-        return place(task, self.train, name="evaluation", cache=True).outputs["evaluation"]
-
-
 def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:
     """The pipeline's parameters for a run's settings."""
-
-    def section(name: str) -> dict[str, Any]:
-        return as_parameter(getattr(settings, name))
-
-    data = settings.data
-    return {
-        "model_name": settings.model_name,
-        "base_model": settings.base_model,
-        "sft_data": data.sft,
-        "prompt_data": data.prompts,
-        "preference_data": data.preferences,
-        "seed": settings.seed,
-        "gate_policy": settings.release_gate.policy,
-        "plug_ins": settings.plug_ins,
-        "reward_rules": settings.reward_rules,
-        "reward_models": settings.reward_models,
-        "prerequisites_settings": section("prerequisites"),
-        "data_validation_settings": section("data_validation"),
-        "sft_settings": section("sft"),
-        "collection_settings": section("collection"),
-        "reward_model_settings": section("reward_model"),
-        "ppo_settings": section("ppo"),
-        "evaluation_settings": section("evaluation"),
-        "human_eval_settings": section("human_eval"),
-    }
+    rewards = {"reward_rules": settings.reward_rules, "reward_models": settings.reward_models}
+    return common_arguments(settings) | rewards | settings_argument(settings, "ppo")

@@ -15,18 +15,23 @@ from pipelines.local import RunResult, run_local
 from pipelines.settings import RunSettings, load_run_settings
 from pipelines.workspace import RunFolder, Workspace
 
-__all__ = ["run_rlhf", "run_soak", "workspace_status"]
+__all__ = ["run_soak", "run_training", "workspace_status"]
 
 
-def run_rlhf(settings: RunSettings, *, console: Console) -> RunResult:
-    """Runs the RLHF pipeline.
+def run_training(settings: RunSettings, *, console: Console) -> RunResult:
+    """Runs the training pipeline that `settings.optimizer` asks for, from data to release.
 
     Raises:
         InputError: Data that the settings name cannot be read.
     """
-    from pipelines.rlhf import build_rlhf, rlhf_arguments
+    if settings.optimizer == "ppo":
+        from pipelines.rlhf import build_rlhf as build
+        from pipelines.rlhf import rlhf_arguments as arguments
+    else:
+        from pipelines.preference import build_preference as build
+        from pipelines.preference import preference_arguments as arguments
 
-    return run_local(settings, build_rlhf(settings), rlhf_arguments(settings), name=settings.name, console=console)
+    return run_local(settings, build(settings), arguments(settings), name=settings.name, console=console)
 
 
 def run_soak(

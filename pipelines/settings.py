@@ -6,6 +6,7 @@ Defaults live in the stages' own models. A relative path is relative to the work
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +15,7 @@ from components.data_validation.settings import DataValidationSettings
 from components.evaluation.settings import EvaluationSettings
 from components.human_eval.settings import PEOPLE, HumanEvalSettings
 from components.ppo.settings import PPOSettings
+from components.preference_optimization.settings import PreferenceOptimizationSettings
 from components.prerequisites.settings import PrerequisitesSettings
 from components.release_gate.policy import load_policy_file
 from components.reward_model.settings import RewardModelSettings
@@ -116,7 +118,13 @@ class RunSettings(StrictModel):
     sft: SFTSettings = SFTSettings()
     collection: CollectionSettings = CollectionSettings()
     reward_model: RewardModelSettings = RewardModelSettings()
+    optimizer: Literal["ppo", "preference_optimization"] = Field(
+        default="ppo",
+        description="What optimises the policy, and which section below says how: PPO, or DPO, IPO, KTO, GRPO, RLOO or "
+        "online DPO (`preference_optimization.method`).",
+    )
     ppo: PPOSettings = PPOSettings()
+    preference_optimization: PreferenceOptimizationSettings = PreferenceOptimizationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     human_eval: HumanEvalSettings = HumanEvalSettings()
     release_gate: ReleaseGateSettings = ReleaseGateSettings()
