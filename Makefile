@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format ui clean
+.PHONY: help setup demo test test-fast lint format bench-ppo ui clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ lint: $(STAMP) ## Style, imports and types
 format: $(STAMP) ## Let ruff format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-ppo: $(STAMP) ## PPO against trl 1.12.0: speed, memory, parity (at most 15 minutes)
+	$(BIN)/python -m benchmarks.ppo.compare
 
 ui: $(STAMP) ## MLflow's UI on the local runs
 	$(BIN)/plumbline ui --workspace $(WORKSPACE)

@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,26 @@ def build(
     prompts: list[list[int]],
     updates: int,
     output: str,
-    rollout_batch: int,
-    callbacks: list[TrainerCallback],
+    rollout_batch: int = 64,
+    callbacks: Sequence[TrainerCallback] = (),
+    adapter: bool = True,
+    options: dict[str, Any] | None = None,
 ) -> trl_ppo.PPOTrainer:
-    """TRL's trainer with `peft_config`, set up as our engine is."""
+    """TRL's trainer, set up as our engine is.
+
+    Args:
+        models: See `load`.
+        world: Folder of the artifacts.
+        workload: Their shape.
+        training: Hyperparameters.
+        prompts: Token ids of each prompt.
+        updates: PPO updates to make.
+        output: An empty folder.
+        rollout_batch: Episodes that are sampled and scored together; 64 is TRL's default.
+        callbacks: Of the trainer.
+        adapter: Whether `peft_config` is given; else all weights train.
+        options: Of `PPOConfig`, over those chosen here.
+    """
     tokenizer = AutoTokenizer.from_pretrained(world / "policy")
     tokenizer.padding_side = "left"
     arguments = trl_ppo.PPOConfig(
@@ -95,16 +112,21 @@ def build(
         logging_strategy="no",
         disable_tqdm=True,
         seed=workload.seed,
+        **(options or {}),
     )
-    return trl_ppo.PPOTrainer(
+    trainer = trl_ppo.PPOTrainer(
         args=arguments,
         processing_class=tokenizer,
         ref_model=None,
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
-        peft_config=lora(training, "CAUSAL_LM"),
-        callbacks=callbacks,
+        peft_config=lora(training, "CAUSAL_LM") if adapter else None,
+        callbacks=list(callbacks),
         **models,
     )
+    # All prompts are one batch, so every batch is the data's last, where accelerate would end gradient accumulation: an
+    # optimizer step for each micro-batch. In real use that happens once a data epoch.
+    trainer.accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
+    return trainer
 
 
 class _Watch(TrainerCallback):

@@ -20,10 +20,13 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "EQUAL_SHAPE",
+    "EQUAL_TRAINING",
     "SHAPES",
     "ForcedLengths",
     "Training",
     "Workload",
+    "draw_answers",
     "draw_lengths",
     "draw_prompts",
     "read_json",
@@ -98,6 +101,22 @@ SHAPES = {
 """The measured shapes by name; the first is the headline."""
 
 
+EQUAL_SHAPE = Workload(
+    vocabulary=512,
+    layers=2,
+    hidden=64,
+    intermediate=176,
+    episodes=16,
+    prompt_tokens=(8, 24),
+    response_tokens=(16, 16),
+    mean_response=None,
+    updates=8,
+)
+"""Where both sides train on the same answers. They are equally long: TRL's rewards of short ones differ from ours."""
+
+EQUAL_TRAINING = Training(epochs=2, microbatch=8, learning_rate=3e-4)
+
+
 def draw_prompts(workload: Workload) -> list[list[int]]:
     """Token ids of each prompt, BOS first; all different."""
     random = np.random.default_rng([workload.seed, 1])
@@ -117,6 +136,15 @@ def draw_lengths(workload: Workload) -> list[list[int]]:
     return np.clip(np.ceil(drawn), shortest, longest).astype(int).tolist()
 
 
+def draw_answers(workload: Workload) -> list[list[list[int]]]:
+    """Token ids of an answer to each prompt at each update, of the drawn lengths, EOS last."""
+    random = np.random.default_rng([workload.seed, 3])
+    return [
+        [[*random.integers(4, workload.vocabulary, size=length - 1).tolist(), 2] for length in lengths]
+        for lengths in draw_lengths(workload)
+    ]
+
+
 def read_json(path: Path) -> Any:
     """A JSON file's value."""
     return json.loads(path.read_text(encoding="utf-8"))
@@ -126,7 +154,8 @@ class ForcedLengths:
     """Ends each answer at its drawn length, in whichever sampler runs the model.
 
     A forward hook on the model sees a prompt being read and looks up its lengths; the functions that samplers draw
-    tokens with are wrapped, so that the drawn token becomes EOS where it is due, and is moved off EOS elsewhere.
+    tokens with are wrapped, so that the drawn token becomes EOS where it is due, and is moved off EOS elsewhere. Given
+    whole answers, every drawn token becomes the given one.
 
     Attributes:
         forced: Response tokens forced so far: what the sampler should have produced.
@@ -134,15 +163,33 @@ class ForcedLengths:
 
     _DRAWS = ("multinomial", "searchsorted")
 
-    def __init__(self, model: nn.Module, prompts: list[list[int]], lengths: list[list[int]], *, eos: int = 2) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: list[list[int]],
+        lengths: list[list[int]],
+        *,
+        answers: list[list[list[int]]] | None = None,
+        eos: int = 2,
+    ) -> None:
+        """Sets up what is not attached yet.
+
+        Args:
+            model: Causal language model that is sampled from.
+            prompts: Token ids of each prompt, all different.
+            lengths: Of the answers to each prompt, in the order of its visits.
+            answers: Token ids of those answers; None leaves the tokens to the sampler.
+            eos: The token that ends an answer.
+        """
         self._lengths = {tuple(prompt): rows for prompt, rows in zip(prompts, lengths, strict=True)}
         if len(self._lengths) != len(prompts):
             raise ValueError("two prompts are equal; their lengths could not be told apart")
+        self._answers = dict(zip(self._lengths, answers, strict=True)) if answers else {}
         self._visits = dict.fromkeys(self._lengths, 0)
         self._model = model
         self._eos = eos
         self._pending: list[tuple[int, ...]] | None = None
-        self._active: list[int] = []
+        self._active: list[tuple[int, list[int] | None]] = []
         self._step = 0
         self.forced = 0
 
@@ -180,19 +227,27 @@ class ForcedLengths:
 
     def _force(self, drawn: Tensor) -> Tensor:
         if self._pending is not None:
-            self._active = [self._next_length(prompt) for prompt in self._pending]
+            self._active = [self._next(prompt) for prompt in self._pending]
             self._pending, self._step = None, 0
         if len(drawn) < len(self._active):  # a sampler that drops finished rows
-            self._active = [length for length in self._active if length > self._step]
+            self._active = [row for row in self._active if row[0] > self._step]
         if len(drawn) != len(self._active):
             raise RuntimeError(f"the sampler drew {len(drawn)} tokens where {len(self._active)} answers are open")
         self._step += 1
-        self.forced += sum(length >= self._step for length in self._active)
-        due = torch.tensor([length == self._step for length in self._active], device=drawn.device).unsqueeze(1)
-        drawn = torch.where(drawn == self._eos, self._eos + 1, drawn)
-        return torch.where(due, self._eos, drawn)
+        self.forced += sum(length >= self._step for length, _ in self._active)
+        tokens = [
+            self._token(*row, drawn=token) for row, token in zip(self._active, drawn.flatten().tolist(), strict=True)
+        ]
+        return torch.tensor(tokens, device=drawn.device).unsqueeze(1)
 
-    def _next_length(self, prompt: tuple[int, ...]) -> int:
+    def _token(self, length: int, answer: list[int] | None, *, drawn: int) -> int:
+        if self._step == length:
+            return self._eos
+        if answer is not None and self._step < length:
+            return answer[self._step - 1]
+        return drawn if drawn != self._eos else self._eos + 1
+
+    def _next(self, prompt: tuple[int, ...]) -> tuple[int, list[int] | None]:
         visit = self._visits[prompt]
         self._visits[prompt] += 1
-        return self._lengths[prompt][visit]
+        return self._lengths[prompt][visit], self._answers[prompt][visit] if self._answers else None
