@@ -20,6 +20,7 @@ from components.shared.policy_optimization import (
     encode_prompts,
     position_limit,
     read_reward_scale,
+    require_not_held_out,
     require_room,
     require_same_vocabulary,
 )
@@ -59,6 +60,8 @@ def build_training(
     """
     tokenizer = load_tokenizer(inputs.policy.path)
     require_same_vocabulary(tokenizer, inputs.reward_model)
+    if not settings.is_offline:
+        require_not_held_out(inputs.reward_model)
     prompts = encode_prompts(inputs.dataset.file("prompts/train.jsonl"), tokenizer)
     pairs = _pairs(inputs, tokenizer, settings)
     model = _load(inputs.policy, settings)

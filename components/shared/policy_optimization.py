@@ -24,6 +24,7 @@ __all__ = [
     "position_limit",
     "read_reward_scale",
     "repetition_share",
+    "require_not_held_out",
     "require_room",
     "require_same_vocabulary",
 ]
@@ -85,6 +86,22 @@ def read_reward_scale(reward_model: Artifact) -> RewardScale:
             hint="Run the reward_model stage again.",
         )
     return RewardScale(mean=float(mean), std=float(std))
+
+
+def require_not_held_out(reward_model: Artifact) -> None:
+    """Refuses to optimise the reward model that is kept apart to judge over-optimisation.
+
+    Raises:
+        InputError: It was trained on the divergence split.
+    """
+    path = reward_model.file("reward.json")
+    if read_json(path).get("train_split") == "divergence":
+        raise InputError(
+            "the reward model was trained on the divergence split, which is kept apart to judge over-optimisation: "
+            "once it is optimised, it judges nothing.",
+            where=str(path),
+            hint="Take one that was trained on the train split.",
+        )
 
 
 def require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, reward_model: Artifact) -> None:

@@ -165,6 +165,12 @@ def test_a_reward_model_without_spread_is_refused(tmp_path: Path) -> None:
         run(**run_arguments(tmp_path, "dpo", inputs=inputs))
 
 
+def test_the_reward_model_that_judges_over_optimisation_is_not_optimised(tmp_path: Path) -> None:
+    inputs = make_artifacts(tmp_path / "in", reward_split="divergence")
+    with pytest.raises(InputError, match="divergence split"):
+        run(**run_arguments(tmp_path, "rloo", inputs=inputs))
+
+
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
 def test_a_prompt_that_leaves_no_room_is_refused(tmp_path: Path, method: str) -> None:
     inputs = make_artifacts(tmp_path / "in", prompts=[PromptRecord(id="long", prompt="red " * 12)])

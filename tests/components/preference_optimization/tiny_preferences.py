@@ -115,13 +115,15 @@ def make_artifacts(
     prompts: list[PromptRecord] | None = None,
     reward_words: tuple[str, ...] = WORDS,
     reward_std: float = 1.0,
+    reward_split: str = "train",
 ) -> dict[str, str]:
     """Policy, reward model, dataset and pairs, as the stages before leave them."""
     with write_artifact(folder / "policy", "policy", stage="sft") as draft:
         save_policy(make_policy(kind), make_tokenizer(), draft.path, base_model="tiny", base_digest="0" * 64)
     with write_artifact(folder / "reward", "reward_model", stage="reward_model") as draft:
         save_reward_model(make_reward_model(), make_tokenizer(reward_words), draft.path)
-        write_json(draft.path / "reward.json", {"mean": 0.0, "std": reward_std, "slope": 1.0})
+        scale = {"mean": 0.0, "std": reward_std, "slope": 1.0, "train_split": reward_split}
+        write_json(draft.path / "reward.json", scale)
     with write_artifact(folder / "dataset", "dataset", stage="data_validation") as draft:
         write_records(draft.path / "prompts/train.jsonl", make_prompts() if prompts is None else prompts)
     with write_artifact(folder / "pairs", "dataset", stage="data_validation") as draft:
