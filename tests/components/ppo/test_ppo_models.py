@@ -23,6 +23,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from components.ppo.models import SharedBackbone
 from components.ppo.packing import pack, unpack
 from components.ppo.rollout import Rollout
+from components.ppo.world import World
 from components.shared.errors import ArtifactError
 from components.shared.models import (
     REWARD_ADAPTER,
@@ -205,31 +206,53 @@ def _make_rollout(lengths: list[tuple[int, int]]) -> Rollout:
     )
 
 
-def _gradients(rollout: Rollout, order: list[int], *, parameterisation: str, microbatch: int) -> list[torch.Tensor]:
-    trainer = make_trainer(microbatch=microbatch, parameterisation=parameterisation)
-    scores = trainer.score(rollout)
-    trainer._updater.accumulate_gradients(rollout, scores, trainer.advantages(scores), order)
-    parameters = trainer.models.policy_parameters() | trainer.models.value_parameters()
-    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+class _Alone(World):
+    """One of several processes whose sums are taken outside."""
+
+    def sum_(self, *tensors: torch.Tensor) -> None:
+        """Leaves this process's part as it is."""
+
+    def sum_gradients(self, parameters: Any) -> None:
+        """Leaves this process's part as it is."""
+
+
+def _gradients(
+    rollout: Rollout, order: list[int], *, parameterisation: str, microbatch: int, processes: int = 1
+) -> dict[str, torch.Tensor]:
+    """Sums over the processes of each one's gradient."""
+    total: dict[str, torch.Tensor] = {}
+    for rank in range(processes):
+        trainer = make_trainer(microbatch=microbatch, parameterisation=parameterisation)
+        scores = trainer.score(rollout)
+        advantages = trainer.advantages(scores)
+        trainer._updater._world = _Alone(rank=rank, size=processes)
+        trainer._updater.accumulate_gradients(rollout, scores, advantages, order)
+        for name, parameter in (trainer.models.policy_parameters() | trainer.models.value_parameters()).items():
+            if parameter.grad is not None:
+                total[name] = total.get(name, torch.zeros(())) + parameter.grad
+    return total
 
 
 @settings(deadline=None, max_examples=15)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=7),
     microbatch=st.integers(2, 8),
+    processes=st.integers(1, 3),
     parameterisation=st.sampled_from(["full", "lora"]),
     data=st.data(),
 )
-def test_gradient_depends_on_neither_padding_nor_order_nor_microbatch(
-    lengths: list[tuple[int, int]], microbatch: int, parameterisation: str, data: st.DataObject
+def test_gradient_depends_on_neither_padding_nor_order_nor_microbatch_nor_processes(
+    lengths: list[tuple[int, int]], microbatch: int, processes: int, parameterisation: str, data: st.DataObject
 ) -> None:
     """One sequence a micro-batch has no padding at all; several in a micro-batch are padded to the longest."""
     rollout = _make_rollout(lengths)
     order = data.draw(st.permutations(range(len(lengths))))
 
     alone = _gradients(rollout, list(range(len(lengths))), parameterisation=parameterisation, microbatch=1)
-    together = _gradients(rollout, list(order), parameterisation=parameterisation, microbatch=microbatch)
+    together = _gradients(
+        rollout, list(order), parameterisation=parameterisation, microbatch=microbatch, processes=processes
+    )
 
-    assert len(alone) == len(together)
-    for one, other in zip(alone, together, strict=True):
-        assert torch.allclose(one, other, atol=1e-5, rtol=1e-4)
+    assert alone.keys() == together.keys()
+    for name, gradient in alone.items():
+        assert torch.allclose(gradient, together[name], atol=1e-5, rtol=1e-4), name

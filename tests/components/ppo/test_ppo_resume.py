@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import random
@@ -196,21 +197,38 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return arguments
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("how", "after"),
+    [
+        (signal.SIGKILL, 3),
+        (signal.SIGKILL, 13),
+        (signal.SIGKILL, 28),
+        (signal.SIGTERM, 6),
+        (signal.SIGTERM, 21),
+    ],
+)
 def test_a_killed_stage_resumes_to_the_same_outputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any], how: signal.Signals
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    whole: dict[str, Any],
+    how: signal.Signals,
+    after: int,
 ) -> None:
+    """Killed at some moment past a checkpoint: goes on from the newest one, and ends bit for bit the same."""
     checkpoints = tmp_path / "checkpoints"
     monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(checkpoints))
     arguments = run_arguments(tmp_path, **LONG)
 
-    status = _run_until_killed(arguments, checkpoints, how)
+    status = _run_until_killed(arguments, checkpoints, how, after=after)
 
     assert status == (143 if how == signal.SIGTERM else -signal.SIGKILL)
     assert not (tmp_path / "out").exists()
-    saved = [int(path.name[5:]) for path in checkpoints.glob("*/resume/step-*")]
-    assert 0 < max(saved) < LONG["steps"]
+    saved = max(int(path.name[5:]) for path in checkpoints.glob("*/resume/step-*"))
+    assert after <= saved < LONG["steps"]
+    caplog.set_level(logging.INFO)
     run(**arguments)
+    assert f"resuming after step {saved} of {LONG['steps']}" in caplog.text
     assert not list(checkpoints.glob("*/resume"))
     for output, kind in (("output_policy", "policy"), ("output_checkpoints", "policy_checkpoints")):
         assert read_artifact(arguments[output], kind).digest == read_artifact(whole[output], kind).digest
@@ -220,13 +238,14 @@ def test_a_killed_stage_resumes_to_the_same_outputs(
     assert rows[0] == rows[1]
 
 
-def _run_until_killed(arguments: dict[str, Any], checkpoints: Path, how: signal.Signals) -> int:
-    """Starts the stage in a process of its own and kills it once it has saved a few checkpoints."""
+def _run_until_killed(arguments: dict[str, Any], checkpoints: Path, how: signal.Signals, *, after: int) -> int:
+    """Starts the stage in a process of its own and kills it, some moment after it has saved step `after` or later."""
     script = "import json, sys; from components.ppo.stage import run; run(**json.loads(sys.argv[1]))"
     process = subprocess.Popen([sys.executable, "-c", script, json.dumps(arguments)])
-    while not list(checkpoints.glob("*/resume/step-00000[4-9]")):
+    while all(int(path.name[5:]) < after for path in checkpoints.glob("*/resume/step-*")):
         assert process.poll() is None, "the stage ended before it could be killed"
         time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.05))
     process.send_signal(how)
     return process.wait(timeout=300)
 
