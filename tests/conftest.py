@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +36,76 @@ def mlflow_store(migrated_mlflow_database: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
     monkeypatch.chdir(tmp_path)
     return f"sqlite:///{copy}"
+
+
+class StorageServer:
+    """An S3 server on the loopback; what it holds outlives a stop."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        self.start()
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
+        self._server.start()
+        _, self._port = self._server.get_host_and_port()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def require_rights_after(self, requests: str) -> None:
+        """Whoever it knows no key of is refused from then on; `inf`: nobody ever is."""
+        address = f"{self.address}/moto-api/reset-auth"
+        headers = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(address, data=requests.encode(), headers=headers)).close()
+
+
+@pytest.fixture(scope="session")
+def _storage_server() -> Iterator[StorageServer]:
+    server = StorageServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def storage_server(_storage_server: StorageServer, monkeypatch: pytest.MonkeyPatch) -> StorageServer:
+    """An S3 server; the AWS variables point to it."""
+    variables = {
+        "AWS_ENDPOINT_URL": _storage_server.address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "2",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return _storage_server
+
+
+@pytest.fixture
+def bucket_client(storage_server: StorageServer) -> Any:
+    """boto3's own client of the server."""
+    import boto3
+
+    return boto3.client("s3")
+
+
+@pytest.fixture
+def bucket(bucket_client: Any) -> str:
+    """An empty bucket of the test's own."""
+    name = f"test-{uuid.uuid4().hex}"
+    bucket_client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def refuse_credentials(storage_server: StorageServer) -> Iterator[Callable[[], None]]:
+    """Called, it makes the server refuse the test's credentials."""
+    yield lambda: storage_server.require_rights_after("0")
+    storage_server.require_rights_after("inf")

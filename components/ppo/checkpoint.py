@@ -13,7 +13,7 @@ import random
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,19 @@ class TrainingState:
 class CheckpointStore:
     """The checkpoints of one training, in one folder."""
 
-    def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: str | Path, identity: Mapping[str, Any], *, publish: Callable[[], None] | None = None
+    ) -> None:
         """Opens or creates the folder; removes what an interrupted save left behind.
 
         Args:
             folder: Where the checkpoints are.
             identity: JSON values that name the training: digests of inputs, settings, seed.
+            publish: Called whenever a checkpoint is complete.
         """
         self.folder = Path(folder)
         self._identity = dict(identity)
+        self._publish = publish
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover)
@@ -91,6 +95,8 @@ class CheckpointStore:
         sync_folder(self.folder)
         for _, old in self._checkpoints()[:-_KEPT]:
             shutil.rmtree(old)
+        if self._publish is not None:
+            self._publish()
         return final
 
     def load_latest(self) -> TrainingState | None:

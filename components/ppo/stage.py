@@ -120,7 +120,7 @@ def _run(
         )
         origin = {"base_model": read_policy_record(policy)["base_model"], "base_digest": digests["policy"]}
         snapshots = _Snapshots(folder.path / "snapshots", trainer, tokenizer, origin)
-        store = CheckpointStore(folder.path / "resume", identity) if folder.durable else None
+        store = CheckpointStore(folder.path / "resume", identity, publish=folder.publish) if folder.durable else None
         _resume(trainer, store)
         _train(trainer, store, snapshots, tracking)
         if not world.is_main:

@@ -8,11 +8,14 @@ import tempfile
 from pathlib import Path
 
 from components.shared.artifact_sources import artifact_digest
+from components.shared.checkpoint_storage import check_checkpoint_storage, scratch_root
 from components.shared.errors import InputError, PlumblineError
+from components.shared.object_storage import is_object_storage
 from components.shared.plugins import load_attribute
 
 __all__ = [
     "check_base_model",
+    "check_checkpoints",
     "check_data",
     "check_database",
     "check_disk",
@@ -91,6 +94,18 @@ def check_disk(folder: str | Path, min_free_gib: float) -> str:
             hint="Free some, or lower prerequisites.min_free_disk_gib.",
         )
     return f"disk: {free:.0f} GiB free"
+
+
+def check_checkpoints(place: str, min_free_gib: float) -> str:
+    """Enough free disk where checkpoints are written; and, where they go on to object storage, that it takes them.
+
+    Raises:
+        PlumblineError: Less disk free than asked for, or object storage cannot be used.
+    """
+    if not is_object_storage(place):
+        return check_disk(place or ".", min_free_gib)
+    check_checkpoint_storage(place)
+    return f"checkpoints: {place}; {check_disk(scratch_root(), min_free_gib)}"
 
 
 def check_gpu(require_gpu: bool) -> str:

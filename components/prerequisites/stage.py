@@ -13,9 +13,9 @@ from functools import partial
 
 from components.prerequisites.checks import (
     check_base_model,
+    check_checkpoints,
     check_data,
     check_database,
-    check_disk,
     check_gpu,
     check_ledger_anchor,
     check_plug_in,
@@ -73,7 +73,7 @@ def run(
         _run_all(
             *sources,
             partial(check_base_model, base_model),
-            partial(check_disk, os.environ.get("PLUMBLINE_CHECKPOINTS", "."), parsed.min_free_disk_gib),
+            partial(check_checkpoints, os.environ.get("PLUMBLINE_CHECKPOINTS", ""), parsed.min_free_disk_gib),
             partial(check_gpu, parsed.require_gpu),
             *(partial(check_plug_in, reference) for reference in (*plug_ins, *reward_rules)),
             *(partial(check_reward_model, uri) for uri in reward_models),

@@ -247,7 +247,7 @@ def train_to_end(
         PlumblineError: The loss is not finite, or training ended before its last step.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_StageCallback(label, run, termination, durable=folder.durable))
+    trainer.add_callback(_StageCallback(label, run, termination, folder))
     checkpoint = latest_checkpoint(folder.path)
     if checkpoint is not None:
         logger.info("Resuming from %s.", checkpoint)
@@ -265,11 +265,11 @@ def train_to_end(
 
 
 class _StageCallback(TrainerCallback):
-    def __init__(self, label: str, run: Any, termination: Termination, *, durable: bool) -> None:
+    def __init__(self, label: str, run: Any, termination: Termination, folder: TrainingFolder) -> None:
         self._label = label
         self._run = run
         self._termination = termination
-        self._durable = durable
+        self._folder = folder
         self._loss: dict[str, float] = {}
 
     def on_step_end(
@@ -277,7 +277,7 @@ class _StageCallback(TrainerCallback):
     ) -> TrainerControl:
         report(self._label, state.global_step, state.max_steps, **self._loss)
         if self._termination.requested:
-            control.should_save = self._durable
+            control.should_save = self._folder.durable
             control.should_training_stop = True
         return control
 
@@ -305,6 +305,7 @@ class _StageCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         seal_checkpoint(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        self._folder.publish()
 
 
 def _history_row(row: Mapping[str, Any]) -> dict[str, Any]:

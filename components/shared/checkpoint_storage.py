@@ -1,0 +1,381 @@
+"""Checkpoints in object storage: a scratch folder that is published to a prefix and fetched from it.
+
+A trainer works in a folder on its own disk, as it would anyway. Whenever a checkpoint is sealed, the folder as it then
+is (resume checkpoints and all that lies beside them) is published:
+
+    <prefix>/files/<sha256>             each file once, under the digest of its content; what is there is not sent again
+    <prefix>/published/000007.json      which files make up the folder; written last, so that half a publication is none
+    <prefix>/lease/000001.json          who trains (see `lease`)
+
+The next trainer, on whatever machine, takes the newest publication of which every file is there and has its digest.
+The two newest are kept, and nothing when training ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from components.shared.errors import InputError, PlumblineError
+from components.shared.files import digest_of, read_json, sha256_file, write_json
+from components.shared.lease import Lease, LeaseLostError
+from components.shared.object_storage import ObjectPrefix, StorageError
+
+__all__ = ["FOLDER", "Published", "check_checkpoint_storage", "published_folder", "scratch_folder", "scratch_root"]
+
+FOLDER = "folder"
+"""The folder to train in, in the scratch folder."""
+_FILES = "files/"
+_PUBLISHED = "published/"
+_KEPT = 2
+"""Publications kept: the newest, and one before it should the newest turn out damaged."""
+_BACKOFF_SECONDS = (1.0, 4.0, 16.0)
+"""Waits between attempts, beyond boto3's own, when storage does not answer."""
+_FAILURES_BORNE = 2
+"""Checkpoints in a row that may stay unpublished; the next one stops the training."""
+
+_Answer = TypeVar("_Answer")
+_Files = dict[str, str]
+"""sha256 of each file of a folder, by its path in it."""
+
+logger = logging.getLogger(__name__)
+
+
+def scratch_root() -> Path:
+    """Where scratch folders are: below `TMPDIR`."""
+    return Path(tempfile.gettempdir()) / f"plumbline-{os.getuid()}"
+
+
+def scratch_folder(root: str, digest: str) -> Path:
+    """The scratch folder of a run: the same for every process of this user on this machine.
+
+    Raises:
+        PlumblineError: Somebody else made it, or the processes that train together are on several machines.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE", "1") != os.environ.get("WORLD_SIZE", "1"):
+        raise PlumblineError(
+            "checkpoints in object storage are for the processes of one machine; here several train together.",
+            where="PLUMBLINE_CHECKPOINTS",
+            hint="Give a folder that all of them share.",
+        )
+    made = scratch_root()
+    made.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if made.stat().st_uid != os.getuid():
+        raise PlumblineError("the folder belongs to another user.", where=str(made), hint="Set TMPDIR to another one.")
+    return made / digest_of([root, digest])
+
+
+@contextmanager
+def published_folder(address: str, scratch: Path) -> Iterator[Published]:
+    """A folder to train in, as it was last published to `address`; all of it is removed there when the block ends well.
+
+    Args:
+        address: `s3://bucket/prefix` of this run alone.
+        scratch: An existing folder that this process alone uses.
+
+    Raises:
+        PlumblineError: Another process trains the run at this moment.
+        StorageError: Bucket, right or connection is missing.
+    """
+    prefix = ObjectPrefix(address)
+    with Lease(prefix, what="trains this very run") as lease:
+        published = Published(prefix, scratch, lease)
+        published.fetch()
+        yield published
+        published.remove()
+
+
+def check_checkpoint_storage(root: str) -> None:
+    """Lists, writes conditionally, reads and deletes, as training will.
+
+    Raises:
+        StorageError: Bucket, right or connection is missing.
+    """
+    prefix = ObjectPrefix(root)
+    name = f"probe-{uuid.uuid4().hex}"
+    prefix.names(name)
+    if not prefix.create(name, name.encode()) or prefix.create(name, b"another"):
+        raise StorageError(
+            "the server ignores the condition of a write (If-None-Match); two processes could train a run at once.",
+            where=root,
+            hint="Use a server that honours it, or a folder.",
+        )
+    prefix.delete(name)
+
+
+@dataclass(frozen=True)
+class _Publication:
+    number: int
+    files: _Files
+
+    @property
+    def name(self) -> str:
+        return _publication_name(self.number)
+
+    @property
+    def objects(self) -> set[str]:
+        return {_FILES + digest for digest in self.files.values()}
+
+
+class Published:
+    """A training's folder and its publications.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, prefix: ObjectPrefix, scratch: Path, lease: Lease) -> None:
+        self.path = scratch / FOLDER
+        self._prefix = prefix
+        self._lease = lease
+        self._local = _LocalState(scratch / "state.json", self.path)
+        self._aside = scratch / "fetched"
+        self._publications: list[_Publication] = []
+        self._whole: set[str] = set()
+        self._failures = 0
+
+    # --- fetch -------------------------------------------------------------------------------------------------------
+
+    def fetch(self) -> None:
+        """Makes the folder what the newest whole publication says.
+
+        A folder that an earlier attempt left on this machine, and that is as new or newer, stays as it is.
+        """
+        numbers = _retried(self._numbers, "looking for checkpoints")
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._local.continues(numbers[0] if numbers else 0):
+            logger.info("%s is as new as the checkpoints in %s, or newer.", self.path, self._prefix.uri)
+            self._adopt_newest(numbers)
+            return
+        self._local.forget()
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        for number in numbers:
+            if self._fetch_publication(number):
+                break
+        else:
+            if numbers:
+                logger.warning("%s: no publication is whole; training starts anew.", self._prefix.uri)
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _adopt_newest(self, numbers: list[int]) -> None:
+        files = self._read(numbers[0]) if numbers else None
+        if isinstance(files, dict):
+            newest = _Publication(numbers[0], files)
+            self._publications = [newest]
+            self._whole = set(newest.objects)
+
+    def _fetch_publication(self, number: int) -> bool:
+        files = self._read(number)
+        fault = files if isinstance(files, str) else self._fetch_files(files)
+        if fault is not None or isinstance(files, str):
+            where = f"{self._prefix.uri}/{_publication_name(number)}"
+            logger.warning("%s: %s; it is passed over for the one before it.", where, fault)
+            return False
+        self._move_into_place(files)
+        publication = _Publication(number, files)
+        self._publications = [publication]
+        self._whole = set(publication.objects)
+        self._local.remember(number, files)
+        logger.info("fetched %d files of %s/%s.", len(files), self._prefix.uri, publication.name)
+        return True
+
+    def _read(self, number: int) -> _Files | str:
+        """The files of a publication, or what is wrong with it."""
+        found = _retried(lambda: self._prefix.read(_publication_name(number)), "reading a publication")
+        try:
+            content = json.loads(found.content) if found else {}
+            files = {str(path): str(digest) for path, digest in content["files"].items()}
+            if digest_of(files) != content["digest"]:
+                return "it was altered"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "it is damaged"
+        outside = [path for path in files if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
+        return f"it names files outside the folder: {outside}" if outside else files
+
+    def _fetch_files(self, files: _Files) -> str | None:
+        """Brings files here and checks them; returns what is wrong, if anything is."""
+        self._aside.mkdir(exist_ok=True)
+        missing = {digest for digest in files.values() if not (self._aside / digest).exists()}
+        wanted = {_FILES + digest: self._aside / f"{digest}.part" for digest in sorted(missing)}
+        try:
+            absent = set(_retried(lambda: self._prefix.download(wanted), "fetching a checkpoint"))
+        except OSError as error:
+            raise PlumblineError(
+                f"cannot write the fetched checkpoint: {error.strerror}.",
+                where=str(self._aside),
+                hint="Free some disk, or set TMPDIR to a larger one.",
+            ) from error
+        faults = []
+        for name, part in wanted.items():
+            digest = name.removeprefix(_FILES)
+            path = next(path for path, its in files.items() if its == digest)
+            if name in absent:
+                faults.append(f"{path} is missing")
+            elif sha256_file(part) != digest:
+                faults.append(f"{path} is damaged")
+            else:
+                part.rename(part.with_suffix(""))
+        return "; ".join(faults) or None
+
+    def _move_into_place(self, files: _Files) -> None:
+        placed: dict[str, Path] = {}
+        for path, digest in files.items():
+            target = self.path / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if digest in placed:
+                shutil.copyfile(placed[digest], target)
+            else:
+                placed[digest] = (self._aside / digest).rename(target)
+
+    # --- publish -----------------------------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Publishes the folder as it is now.
+
+        Storage that does not answer is asked again for a while. What then could not be published is with the next
+        checkpoint; the third in a row that cannot be stops the training, whose local checkpoint stays.
+
+        Raises:
+            LeaseLostError: Another process has taken the run over.
+            PlumblineError: Checkpoints could not be published three times in a row.
+        """
+        files = self._local.files_now()
+        self._local.remember(self._newest, files)
+        started = time.monotonic()
+        try:
+            _retried(lambda: self._publish(files), "publishing a checkpoint")
+        except StorageError as error:
+            self._bear(error)
+            return
+        self._failures = 0
+        self._local.remember(self._newest, files)
+        logger.info("published to %s in %.1f s.", self._prefix.uri, time.monotonic() - started)
+        self._prune()
+
+    def _publish(self, files: _Files) -> None:
+        self._lease.require()
+        present = set(self._prefix.names(_FILES))
+        missing = {_FILES + digest: self.path / path for path, digest in files.items()}
+        missing = {name: path for name, path in missing.items() if name not in self._whole & present}
+        self._prefix.upload(missing)
+        self._whole = (self._whole & present) | set(missing)
+        self._lease.require()
+        number = self._newest + 1
+        while not self._prefix.create(_publication_name(number), _publication_content(files)):
+            number += 1  # a damaged one, passed over
+        self._publications.append(_Publication(number, files))
+
+    def _bear(self, error: StorageError) -> None:
+        self._failures += 1
+        if self._failures > _FAILURES_BORNE:
+            raise PlumblineError(
+                f"{self._failures} checkpoints in a row could not be published; the last because of: {error}",
+                where=self._prefix.uri,
+                hint=f"Mend that and start again. On this machine training goes on from the newest, in {self.path}.",
+            ) from error
+        logger.error("a checkpoint is not published, and is kept in %s until the next one: %s", self.path, error)
+
+    def _prune(self) -> None:
+        """Removes all publications but the newest two, and the files that belong to neither."""
+        self._publications = self._publications[-_KEPT:]
+        names = {each.name for each in self._publications}
+        objects = set().union(*(each.objects for each in self._publications))
+        try:
+            self._prefix.delete(*(name for name in self._prefix.names(_PUBLISHED) if name not in names))
+            self._prefix.delete(*(name for name in self._prefix.names(_FILES) if name not in objects))
+        except StorageError as error:
+            logger.warning("old checkpoints could not be removed, trying again at the next one: %s", error)
+
+    def remove(self) -> None:
+        """Removes every publication: training is over. What cannot be removed is told, and the result stands."""
+        try:
+            self._lease.require()
+            self._prefix.delete(*self._prefix.names(_PUBLISHED))
+            self._prefix.delete(*self._prefix.names(_FILES))
+        except (StorageError, LeaseLostError) as error:
+            logger.warning("the checkpoints of the finished training could not be removed: %s", error)
+
+    @property
+    def _newest(self) -> int:
+        return self._publications[-1].number if self._publications else 0
+
+    def _numbers(self) -> list[int]:
+        """Numbers of the publications, newest first."""
+        stems = [PurePosixPath(name).stem for name in self._prefix.names(_PUBLISHED)]
+        return sorted((int(stem) for stem in stems if stem.isdigit()), reverse=True)
+
+
+class _LocalState:
+    """What the folder on this machine held when a checkpoint was last sealed, and after which publication."""
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        self._file = file
+        self._folder = folder
+        self._digests: dict[tuple[str, int, int, int], str] = {}
+
+    def remember(self, number: int, files: _Files) -> None:
+        write_json(self._file, {"after": number, "files": files})
+
+    def forget(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+    def continues(self, newest: int) -> bool:
+        """Whether the folder is intact and no newer publication than the one it goes on from was made elsewhere."""
+        try:
+            state: dict[str, Any] = read_json(self._file)
+        except InputError:
+            return False
+        return state["after"] == newest and all(
+            (self._folder / path).is_file() and sha256_file(self._folder / path) == digest
+            for path, digest in state["files"].items()
+        )
+
+    def files_now(self) -> _Files:
+        """The folder's files; hidden ones are being written and do not count."""
+        paths = (path for path in sorted(self._folder.rglob("*")) if path.is_file())
+        named = ((path.relative_to(self._folder), path) for path in paths)
+        return {
+            name.as_posix(): self._digest(path)
+            for name, path in named
+            if not any(part.startswith(".") for part in name.parts)
+        }
+
+    def _digest(self, path: Path) -> str:
+        """sha256 of a file, which is read again only if it changed."""
+        stat = path.stat()
+        key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key not in self._digests:
+            self._digests[key] = sha256_file(path)
+        return self._digests[key]
+
+
+def _publication_name(number: int) -> str:
+    return f"{_PUBLISHED}{number:06d}.json"
+
+
+def _publication_content(files: _Files) -> bytes:
+    return json.dumps({"digest": digest_of(files), "nonce": uuid.uuid4().hex, "files": files}, indent=1).encode()
+
+
+def _retried(ask: Callable[[], _Answer], what: str) -> _Answer:
+    """Asks again, later and later, while the fault may pass."""
+    for seconds in _BACKOFF_SECONDS:
+        try:
+            return ask()
+        except StorageError as error:
+            if not error.transient:
+                raise
+            logger.warning("%s failed, next attempt in %.0f s: %s", what, seconds, error)
+            time.sleep(seconds)
+    return ask()
