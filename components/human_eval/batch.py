@@ -32,6 +32,7 @@ __all__ = [
     "build_batch",
     "is_swapped",
     "list_comparisons",
+    "uniform",
 ]
 
 GOLD = "gold"
@@ -226,7 +227,7 @@ def assign(batch: Batch, raters: Sequence[str]) -> list[Assignment]:
 
 def is_swapped(item_id: str, rater: str) -> bool:
     """Whether this rater sees the second answer of this item as A: a fair coin that always falls the same way."""
-    return _uniform(item_id, rater, "position") < 0.5
+    return uniform(item_id, rater, "position") < 0.5
 
 
 def _records(dataset: Artifact, settings: HumanEvalSettings) -> dict[str, PromptRecord]:
@@ -320,11 +321,11 @@ def _turns(raters: Sequence[str], votes: int, *, seed: str) -> Iterator[list[str
 def _vote_and_repeat(item: Item, rater: str, repeat_share: float) -> list[Assignment]:
     swapped = is_swapped(item.item_id, rater)
     asked = [Assignment(item, rater, "vote", swapped)]
-    if _uniform(item.item_id, rater, "repeat") < repeat_share:
+    if uniform(item.item_id, rater, "repeat") < repeat_share:
         asked.append(Assignment(item, rater, "repeat", not swapped))
     return asked
 
 
-def _uniform(*parts: str) -> float:
+def uniform(*parts: str) -> float:
     """A number in [0, 1) that depends on `parts` alone."""
     return int.from_bytes(hashlib.sha256("\x1f".join(parts).encode()).digest()[:8]) / 2**64

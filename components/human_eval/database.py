@@ -6,6 +6,7 @@ that run at once, never count a vote twice. What belongs together is one transac
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,17 +14,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, func, inspect, select
+from sqlalchemy import Connection, Engine, RowMapping, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from components.human_eval.batch import Batch, Item
-from components.human_eval.schema import BatchRow, EvidenceBase, ItemRow, JudgementRow
+from components.human_eval.batch import Answer, Batch, Item
+from components.human_eval.schema import BatchRow, ClosureRow, EvidenceBase, ItemRow, JudgementRow
+from components.human_eval.settings import HumanEvalSettings
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of
 from components.shared.ledger_table import DATABASE_VARIABLE, database_url, open_engine, sqlite_file
+from components.shared.records import PromptRecord
+from components.shared.settings import parse_settings
 
-__all__ = ["EvidenceDatabase", "Judgement", "judgement_id", "open_database", "utc_now"]
+__all__ = ["Closure", "EvidenceDatabase", "Judgement", "item_of", "judgement_id", "open_database", "utc_now"]
 
 _MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 _MIGRATION_LOCK = 0x706C756D62
@@ -51,6 +55,17 @@ class Judgement:
     rationale: str | None = None
     revision: int = 0
     supersedes: str | None = None
+    rubric: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Closure:
+    """The end of a batch."""
+
+    batch_id: str
+    actor: str
+    reason: str
+    created_at: str
 
 
 class EvidenceDatabase:
@@ -74,9 +89,9 @@ class EvidenceDatabase:
             "seed": batch.seed,
             "created_at": utc_now(),
         }
-        with self._transaction(write=True) as connection:
-            self._add(connection, BatchRow, [row])
-            self._add(connection, ItemRow, [_item_row(batch.batch_id, item) for item in batch.items])
+        with self.transaction(write=True) as connection:
+            self.add(connection, BatchRow, [row])
+            self.add(connection, ItemRow, [_item_row(batch.batch_id, item) for item in batch.items])
 
     def add_judgements(self, judgements: Sequence[Judgement]) -> set[str]:
         """Stores judgements, all or none.
@@ -87,8 +102,8 @@ class EvidenceDatabase:
         Raises:
             PlumblineError: The database refused: unknown item, a correction of what was corrected already, or failure.
         """
-        with self._transaction(write=True) as connection:
-            return self._add(connection, JudgementRow, [asdict(judgement) for judgement in judgements])
+        with self.transaction(write=True) as connection:
+            return self.add(connection, JudgementRow, [asdict(judgement) for judgement in judgements])
 
     def judgements(self, batch_id: str) -> list[Judgement]:
         """All judgements on a batch as given, superseded ones too, oldest first."""
@@ -99,10 +114,70 @@ class EvidenceDatabase:
             .where(ItemRow.__table__.c.batch_id == batch_id)
             .order_by(table.c.created_at, table.c.judgement_id)
         )
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return [Judgement(**row) for row in connection.execute(query).mappings()]
 
-    def _add(self, connection: Connection, model: type[EvidenceBase], rows: Sequence[dict[str, Any]]) -> set[str]:
+    def batch(self, batch_id: str) -> Batch:
+        """A batch as it was stored.
+
+        Raises:
+            InputError: There is none of this id.
+        """
+        table = ItemRow.__table__
+        with self.transaction() as connection:
+            found = (
+                connection.execute(select(BatchRow.__table__).where(BatchRow.batch_id == batch_id)).mappings().first()
+            )
+            rows = connection.execute(
+                select(table).where(table.c.batch_id == batch_id).order_by(table.c.comparison, table.c.position)
+            ).mappings()
+            items = tuple(item_of(row) for row in rows)
+        if found is None:
+            raise InputError(
+                f"no batch {batch_id!r}.", where="evidence database", hint="Run the human_eval step first."
+            )
+        settings = parse_settings(found["settings"], HumanEvalSettings, where=f"batch {batch_id}")
+        digests = found["evaluation_digest"], found["dataset_digest"]
+        return Batch(batch_id, *digests, found["models"], settings, found["seed"], items)
+
+    def batch_ids(self) -> list[str]:
+        """Every batch, oldest first."""
+        with self.transaction() as connection:
+            return list(connection.execute(select(BatchRow.batch_id).order_by(BatchRow.created_at)).scalars())
+
+    def closure(self, batch_id: str) -> Closure | None:
+        """Who closed a batch, when and why; None while it is open."""
+        with self.transaction() as connection:
+            row = connection.execute(select(ClosureRow.__table__).where(ClosureRow.batch_id == batch_id)).mappings()
+            found = row.first()
+        return Closure(**found) if found else None
+
+    def close(self, batch_id: str, *, actor: str, reason: str) -> Closure:
+        """Closes a batch for good; one that is closed already stays as it was closed.
+
+        Args:
+            batch_id: The batch.
+            actor: Who closes it.
+            reason: Why.
+
+        Raises:
+            InputError: No actor or no reason.
+            PlumblineError: There is no such batch.
+        """
+        actor, reason = actor.strip(), reason.strip()
+        if not (actor and reason):
+            raise InputError(
+                "a batch is closed by somebody, for a reason.", where=f"batch {batch_id}", hint="Give both."
+            )
+        row = {"batch_id": batch_id, "actor": actor, "reason": reason, "created_at": utc_now()}
+        with self.transaction(write=True, alone_with=batch_id) as connection:
+            self.add(connection, ClosureRow, [row])
+        closed = self.closure(batch_id)
+        assert closed is not None  # just written
+        return closed
+
+    def add(self, connection: Connection, model: type[EvidenceBase], rows: Sequence[dict[str, Any]]) -> set[str]:
+        """Adds rows within a transaction; returns the keys of those that were not there yet."""
         table = model.__table__
         (key,) = inspect(model).primary_key
         insert = _INSERTS[connection.dialect.name](table).on_conflict_do_nothing(index_elements=[key]).returning(key)
@@ -112,9 +187,20 @@ class EvidenceDatabase:
         return added
 
     @contextmanager
-    def _transaction(self, *, write: bool = False) -> Iterator[Connection]:
+    def transaction(self, *, write: bool = False, alone_with: str | None = None) -> Iterator[Connection]:
+        """One transaction; what fails in it leaves nothing behind.
+
+        Args:
+            write: Whether it writes; on SQLite it then has the database for itself.
+            alone_with: A batch that no other writer who names it touches until the end.
+
+        Raises:
+            PlumblineError: The database refused.
+        """
         try:
             with self._engine.connect().execution_options(write=write) as connection, connection.begin():
+                if alone_with is not None and connection.dialect.name == "postgresql":
+                    connection.execute(select(func.pg_advisory_xact_lock(_lock_of(alone_with))))
                 yield connection
         except SQLAlchemyError as error:
             raise PlumblineError(
@@ -179,6 +265,18 @@ def _migrate(engine: Engine) -> None:
                 where=DATABASE_VARIABLE,
                 hint="Run the Plumbline version that last migrated this database, or a newer one.",
             ) from error
+
+
+def item_of(row: RowMapping) -> Item:
+    """An item from its row."""
+    record = PromptRecord(id=row["prompt_id"], prompt=row["prompt"], slice=row["slice"])
+    first, second = Answer(**row["first"]), Answer(**row["second"])
+    return Item(row["item_id"], row["comparison"], row["kind"], row["position"], record, first, second)
+
+
+def _lock_of(name: str) -> int:
+    """A Postgres advisory lock's number (signed, 64 bits) from a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
 
 
 def _item_row(batch_id: str, item: Item) -> dict[str, Any]:

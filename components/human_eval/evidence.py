@@ -102,7 +102,9 @@ def weigh_evidence(batch: Batch, judgements: Sequence[Judgement], *, seed: int) 
         "rater_kinds": sorted({judgement.rater_kind for judgement in judgements}),
         "complete": _is_complete(batch.items, votes, needed=settings.votes_per_prompt),
         "comparisons": {
-            name: _comparison(found, alpha=settings.alpha, seed=seed) for name, found in by_comparison.items()
+            name: _comparison(found, alpha=settings.alpha, seed=seed)
+            | {"rubric": _rubric([vote for vote in counted if items[vote.item_id].comparison == name])}
+            for name, found in by_comparison.items()
         },
         "safety": _safety(batch.items, counted, confidence=1.0 - settings.alpha),
         "raters": {rater: quality.as_json() for rater, quality in raters.items()},
@@ -164,6 +166,18 @@ def _comparison(outcomes: Sequence[Outcome], *, alpha: float, seed: int) -> dict
             name: _slice([outcome for outcome in outcomes if outcome.item.record.slice == name], alpha=alpha)
             for name in slices
         },
+    }
+
+
+def _rubric(counted: Sequence[Judgement]) -> dict[str, dict[str, Any]]:
+    """By dimension that was judged: mean preference for the first-named role (a tie is 1/2), and on how many votes."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for vote in counted:
+        for dimension, choice in (vote.rubric or {}).items():
+            first = "b" if vote.swapped else "a"
+            values[dimension].append(0.5 if choice == "tie" else float(choice == first))
+    return {
+        name: {"win_rate": sum(found) / len(found), "n_votes": len(found)} for name, found in sorted(values.items())
     }
 
 

@@ -1,9 +1,12 @@
 """Tables of the evidence database. They only ever grow: a correction is a new row that supersedes an old one.
 
     batch (what was compared, by digest) 1-n item (a blind pair) 1-n judgement (one rater's answer, as shown)
+                                                                1-n lease, skip, practice answer (of one rater)
+          0-1 closure
 
 Triggers refuse updates and deletions. Every id is derived from what the row is about, so that a step that runs again,
-or a request that arrives twice, finds its own row and adds nothing.
+or a request that arrives twice, finds its own row and adds nothing. One table is no evidence and may change: the
+drafts, which keep what a rater has begun to write until it is sent.
 """
 
 from __future__ import annotations
@@ -13,7 +16,21 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, Boolean, CheckConstraint, ForeignKey, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["CHOICES", "TABLES", "VERSION_TABLE", "BatchRow", "EvidenceBase", "ItemRow", "JudgementRow"]
+__all__ = [
+    "CHOICES",
+    "DRAFTS",
+    "TABLES",
+    "VERSION_TABLE",
+    "BatchRow",
+    "ClosureRow",
+    "DraftRow",
+    "EvidenceBase",
+    "ItemRow",
+    "JudgementRow",
+    "LeaseRow",
+    "PracticeRow",
+    "SkipRow",
+]
 
 VERSION_TABLE = "alembic_version_human_eval"
 """Alembic's bookkeeping; a name of its own, because the database is shared with the release ledger."""
@@ -87,6 +104,82 @@ class JudgementRow(EvidenceBase):
     flags_b: Mapped[list[str]]
     rationale: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+    rubric: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True), doc="Dimension to the better answer as shown: a, b or tie."
+    )
 
 
-TABLES = (BatchRow.__tablename__, ItemRow.__tablename__, JudgementRow.__tablename__)
+class LeaseRow(EvidenceBase):
+    """An item handed to a rater, who alone may judge it until the lease ends. A renewal is a new row."""
+
+    __tablename__ = "evidence_leases"
+    __table_args__ = (
+        UniqueConstraint("task_id", "number", name="uq_evidence_leases_number"),
+        CheckConstraint("kind IN ('vote', 'gold', 'repeat', 'practice')", name="ck_evidence_leases_kind"),
+    )
+
+    lease_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    task_id: Mapped[str] = mapped_column(String(64), index=True, doc="Derived from item, rater and kind.")
+    item_id: Mapped[str] = mapped_column(ForeignKey("evidence_items.item_id"), index=True)
+    rater: Mapped[str] = mapped_column(String(255), index=True, doc="Pseudonym.")
+    kind: Mapped[str] = mapped_column(String(16))
+    number: Mapped[int] = mapped_column(Integer, doc="0 for the first lease of this task, then 1, 2, ...")
+    granted_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+    expires_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+
+
+class SkipRow(EvidenceBase):
+    """An item that a rater did not want to judge; it goes to others and never comes back unasked."""
+
+    __tablename__ = "evidence_skips"
+
+    task_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    item_id: Mapped[str] = mapped_column(ForeignKey("evidence_items.item_id"), index=True)
+    rater: Mapped[str] = mapped_column(String(255), index=True, doc="Pseudonym.")
+    kind: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+
+
+class PracticeRow(EvidenceBase):
+    """A rater's answer to a practice item; in a table of its own, so that it can never count as a judgement."""
+
+    __tablename__ = "evidence_practice"
+    __table_args__ = (CheckConstraint("choice IN ('a', 'b', 'tie', 'both_bad')", name="ck_evidence_practice_choice"),)
+
+    task_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    item_id: Mapped[str] = mapped_column(ForeignKey("evidence_items.item_id"), index=True)
+    rater: Mapped[str] = mapped_column(String(255), index=True, doc="Pseudonym.")
+    swapped: Mapped[bool] = mapped_column(Boolean)
+    choice: Mapped[str] = mapped_column(String(16))
+    correct: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+
+
+class ClosureRow(EvidenceBase):
+    """The end of a batch: nothing is accepted after it."""
+
+    __tablename__ = "evidence_closures"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("evidence_batches.batch_id"), primary_key=True)
+    actor: Mapped[str] = mapped_column(String(255), doc="Who closed it: a release manager, or a service.")
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+
+
+class DraftRow(EvidenceBase):
+    """What a rater has begun to answer; replaced as he goes on, deleted when it is sent. No evidence."""
+
+    __tablename__ = "evidence_drafts"
+
+    task_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    content: Mapped[dict[str, Any]]
+    saved_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+
+
+TABLES = tuple(
+    row.__tablename__ for row in (BatchRow, ItemRow, JudgementRow, LeaseRow, SkipRow, PracticeRow, ClosureRow)
+)
+"""What is append-only."""
+
+DRAFTS = DraftRow.__tablename__

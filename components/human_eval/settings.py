@@ -13,6 +13,7 @@ __all__ = ["PEOPLE", "HumanEvalSettings"]
 PEOPLE = "people"
 
 _ANALYSIS_FIELDS = frozenset({"gold_min_count", "min_gold_accuracy", "min_repeat_agreement", "alpha"})
+_DESK_FIELDS = frozenset({"practice_items", "lease_minutes"})
 
 
 class HumanEvalSettings(StrictModel):
@@ -34,6 +35,9 @@ class HumanEvalSettings(StrictModel):
         min_repeat_agreement: A rater's votes do not count when the repeats show (one-sided, at `alpha`) that the rater
             agrees with himself less often than this; 0.5 finds those who always click the same side.
         alpha: Error probability of each one-sided bound.
+        practice_items: Gold items that a person gets first, with feedback and without counting; they are then no gold
+            items for anybody. Fewer if `gold_min_count` would not be left.
+        lease_minutes: How long an item that was handed to a person is kept for that person, from the last sign of life.
     """
 
     panel: str = PEOPLE
@@ -47,6 +51,8 @@ class HumanEvalSettings(StrictModel):
     repeat_share: float = Field(default=0.1, ge=0.0, le=1.0)
     min_repeat_agreement: float = Field(default=0.5, ge=0.0, le=1.0)
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
+    practice_items: int = Field(default=3, ge=0)
+    lease_minutes: float = Field(default=20.0, gt=0.0)
 
     @field_validator("panel")
     @classmethod
@@ -65,5 +71,5 @@ class HumanEvalSettings(StrictModel):
         return self
 
     def batch_fields(self) -> dict[str, Any]:
-        """The settings that decide what is asked and of whom; the others only decide how votes are read."""
-        return self.model_dump(mode="json", exclude=set(_ANALYSIS_FIELDS))
+        """The settings that decide what is asked and of whom; the others only decide how votes are read or gathered."""
+        return self.model_dump(mode="json", exclude=set(_ANALYSIS_FIELDS | _DESK_FIELDS))

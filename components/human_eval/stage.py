@@ -4,7 +4,8 @@
 
 With people as raters the step only opens the batch and reports what is there so far (`complete` is false until every
 pair has its votes); run again later, it finds the same batch with the votes that have come in. A plugged-in panel
-judges at once, and its votes are marked as simulated or AI.
+judges at once, and its votes are marked as simulated or AI. What is complete is closed, so that nobody changes a vote
+that the gate has seen.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def run(*, evaluation: str, dataset: str, output: str, seed: int, settings: dict
             _judge_what_is_open(panel, batch, database)
         judgements = database.judgements(batch.batch_id)
         evidence = weigh_evidence(batch, judgements, seed=seed)
+        _close_if_settled(database, batch, evidence)
         digest = _write(output, batch, judgements, evidence)
         result = {"digest": digest, **_headline(evidence)}
         _track(tracked, evidence)
@@ -87,6 +89,14 @@ def _judge_what_is_open(panel: RaterPanel, batch: Batch, database: EvidenceDatab
     ]
     if open_assignments:
         database.add_judgements(judge_assignments(panel, open_assignments, where=batch.settings.panel))
+
+
+def _close_if_settled(database: EvidenceDatabase, batch: Batch, evidence: Evidence) -> None:
+    """Closes a complete batch, unless a rater's votes still wait for the gold items that make them count."""
+    needed = batch.settings.gold_min_count if batch.settings.gold_items else 0
+    raters = evidence.statistics["raters"].values()
+    if evidence.statistics["complete"] and all(rater["gold_n"] >= needed for rater in raters):
+        database.close(batch.batch_id, actor="human_eval", reason="Complete: the evidence was read.")
 
 
 def _write(output: str, batch: Batch, judgements: list[Judgement], evidence: Evidence) -> str:
@@ -140,6 +150,7 @@ def _judgement_json(judgement: Judgement, item: Item) -> dict[str, Any]:
         "kind": judgement.kind,
         "created_at": judgement.created_at,
         "rationale": judgement.rationale,
+        "rubric": judgement.rubric,
         "supersedes": judgement.supersedes,
     }
 

@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy import create_engine, inspect, text
 from tiny_panels import make_batch, make_item, make_judgement
 
+from components.human_eval import schema
 from components.human_eval.batch import Batch
 from components.human_eval.database import EvidenceDatabase, judgement_id, open_database
-from components.human_eval.schema import TABLES, VERSION_TABLE, EvidenceBase
+from components.human_eval.schema import DRAFTS, TABLES, VERSION_TABLE, EvidenceBase, LeaseRow, PracticeRow, SkipRow
 from components.shared.errors import InputError, PlumblineError
-from components.shared.ledger_table import LEDGER, METADATA
+from components.shared.ledger_table import LEDGER, METADATA, open_engine
 
 
 def _open(folder: Path) -> EvidenceDatabase:
@@ -30,6 +31,21 @@ def _opened_batch(folder: Path, *, n_items: int = 2) -> tuple[EvidenceDatabase, 
     database, batch = _open(folder), make_batch([make_item(number) for number in range(n_items)])
     database.open_batch(batch)
     return database, batch
+
+
+def _fill(database: EvidenceDatabase) -> None:
+    """At least one row in every append-only table; the closure is another batch's."""
+    database.open_batch(make_batch([make_item(0)]))
+    database.add_judgements([make_judgement("item-0")])
+    task = {"task_id": "task", "item_id": "item-0", "rater": "rater-1"}
+    with database.transaction(write=True) as connection:
+        lease = {"lease_id": "lease", "kind": "vote", "number": 0, "granted_at": "now", "expires_at": "soon"}
+        database.add(connection, LeaseRow, [task | lease])
+        database.add(connection, SkipRow, [task | {"kind": "vote", "reason": None, "created_at": "now"}])
+        practice = {"swapped": False, "choice": "a", "correct": True, "created_at": "now"}
+        database.add(connection, PracticeRow, [task | practice])
+    database.open_batch(replace(make_batch([]), batch_id="closed-batch"))
+    database.close("closed-batch", actor="manager", reason="enough")
 
 
 def test_adding_twice_adds_once(tmp_path: Path) -> None:
@@ -88,11 +104,67 @@ def test_judgements_that_make_no_sense_are_refused_and_none_of_them_is_kept(tmp_
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("action", ["UPDATE {} SET created_at = 'never'", "DELETE FROM {}"])
 def test_rows_can_be_neither_changed_nor_deleted(tmp_path: Path, table: str, action: str) -> None:
-    database, _ = _opened_batch(tmp_path)
-    database.add_judgements([make_judgement("item-0")])
-    action = action.replace("created_at", "slice") if table == "evidence_items" else action
+    _fill(_open(tmp_path))
+    action = action.replace(
+        "created_at", {"evidence_items": "slice", "evidence_leases": "granted_at"}.get(table, "created_at")
+    )
     with create_engine(_url(tmp_path)).connect() as connection, pytest.raises(Exception, match="append-only"):
         connection.execute(text(action.format(table)))
+
+
+@pytest.mark.parametrize("table", ["evidence_judgements", "evidence_leases", "evidence_skips", "evidence_practice"])
+def test_a_closed_batch_accepts_nothing_whoever_writes(tmp_path: Path, table: str) -> None:
+    database = _open(tmp_path)
+    _fill(database)
+    database.close("batch", actor="manager", reason="enough")
+    with create_engine(_url(tmp_path)).connect() as connection:
+        row = dict(connection.execute(text(f"SELECT * FROM {table}")).mappings().one())
+        key = next(iter(row))
+        columns = ", ".join(row)
+        values = ", ".join(f":{name}" for name in row)
+        with pytest.raises(Exception, match="the batch is closed"):
+            connection.execute(text(f"INSERT INTO {table} ({columns}) VALUES ({values})"), {**row, key: "another"})
+
+
+def test_a_batch_is_closed_once_by_a_named_person_for_a_reason(tmp_path: Path) -> None:
+    database, _ = _opened_batch(tmp_path)
+    assert database.closure("batch") is None
+    with pytest.raises(InputError, match="by somebody, for a reason"):
+        database.close("batch", actor="manager", reason=" ")
+    first = database.close("batch", actor="manager", reason="enough")
+    assert database.close("batch", actor="another", reason="too late") == first == database.closure("batch")
+    with pytest.raises(PlumblineError):
+        database.close("no-such-batch", actor="manager", reason="enough")
+
+
+def test_a_batch_is_read_back_as_it_was_stored(tmp_path: Path) -> None:
+    database, batch = _opened_batch(tmp_path, n_items=3)
+    assert database.batch("batch") == batch
+    assert database.batch_ids() == ["batch"]
+    with pytest.raises(InputError, match="no batch 'other'"):
+        database.batch("other")
+
+
+def test_evidence_of_the_first_version_is_kept_and_can_be_added_to(tmp_path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    engine = open_engine(_url(tmp_path))
+    with engine.connect().execution_options(write=True) as connection, connection.begin():
+        config = Config()
+        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(text("INSERT INTO evidence_batches VALUES ('batch', 'e', 'd', '{}', '{}', 0, 'then')"))
+        item = "'item-0', 'batch', 'candidate_vs_reference', 'pair', 0, 'p', 's', '\"q\"'"
+        answer = '{"role": "candidate", "response": "c", "n_tokens": 1, "finished": true}'
+        connection.exec_driver_sql(f"INSERT INTO evidence_items VALUES ({item}, '{answer}', '{answer}')")
+        vote = "'j', 'item-0', 'r', 'human', 'vote', 0, NULL, 0, 'a', '[]', '[]', NULL, 'then'"
+        connection.exec_driver_sql(f"INSERT INTO evidence_judgements VALUES ({vote})")
+    database = _open(tmp_path)
+    assert [found.rubric for found in database.judgements("batch")] == [None]
+    database.add_judgements([make_judgement("item-0", rubric={"helpful": "a"})])
+    assert {"helpful": "a"} in [found.rubric for found in database.judgements("batch")]
 
 
 def test_the_migrations_make_the_tables_of_the_models(tmp_path: Path) -> None:
@@ -112,7 +184,7 @@ def test_the_ledger_may_live_in_the_same_database(tmp_path: Path) -> None:
     engine = create_engine(_url(tmp_path))
     METADATA.create_all(engine)
     _open(tmp_path)
-    assert {LEDGER.name, VERSION_TABLE, *TABLES} == set(inspect(engine).get_table_names())
+    assert {LEDGER.name, VERSION_TABLE, DRAFTS, *TABLES} == set(inspect(engine).get_table_names())
 
 
 def test_many_processes_may_open_a_new_database_and_add_the_same_votes_at_once(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ STATISTICS = {"batch_id", "rater_kinds", "complete", "comparisons", "safety", "r
     "raw_agreement",
     "position_bias",
 }
-COMPARISON = {"win_rate", "n_prompts", "n_votes", "lower", "upper", "ci95", "length_controlled", "slices"}
+COMPARISON = {"win_rate", "n_prompts", "n_votes", "lower", "upper", "ci95", "length_controlled", "slices", "rubric"}
 JUDGEMENT = {
     *("judgement_id", "item_id", "comparison", "prompt_id", "slice", "rater", "rater_kind", "shown_a", "shown_b"),
-    *("choice", "flags_a", "flags_b", "kind", "created_at"),
+    *("choice", "flags_a", "flags_b", "kind", "created_at", "rationale", "rubric"),
 }
 
 
