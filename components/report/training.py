@@ -42,8 +42,20 @@ def optimization_section(parts: Parts) -> Section | Missing:
     if summary.get("stopped_early"):
         stopped = note(f"Training stopped early: {summary.get('stop_reason') or 'no reason recorded'}.", tone="warn")
     rows = thin(parts.history)
-    content = [stopped, _training_figures(parts, summary), _curves(parts, rows, summary), _slice_curves(parts, rows)]
+    content = [
+        stopped,
+        _alarms(summary),
+        _training_figures(parts, summary),
+        _curves(parts, rows, summary),
+        _slice_curves(parts, rows),
+    ]
     return Section(title, join(content))
+
+
+def _alarms(summary: dict[str, Any]) -> Markup | None:
+    """Signs that something went wrong while training went on."""
+    counted = [f"{name.replace('_', ' ')} ({steps} steps)" for name, steps in (summary.get("alarms") or {}).items()]
+    return note(f"Alarms while training: {', '.join(counted)}.", tone="warn") if counted else None
 
 
 def reward_model_section(parts: Parts) -> Section | Missing:

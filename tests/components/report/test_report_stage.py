@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -450,3 +451,14 @@ def test_inside_the_pipeline_the_report_is_two_files(
     assert answer == {"verdict": "PROMOTE", "champion": None, "champion_version": None}
     assert "RLHF run run-7" in page.read_text()
     assert read_json(summary)["seed"] == 3
+
+
+def test_alarms_of_the_training_are_told(good: dict[str, str]) -> None:
+    parts = read_parts(good)
+    assert parts.history_summary is not None
+    quiet = build_page(parts, _info())
+    told = build_page(
+        replace(parts, history_summary=parts.history_summary | {"alarms": {"explained_variance": 12}}), _info()
+    )
+    assert "Alarms while training" not in quiet
+    assert "Alarms while training: explained variance (12 steps)." in told
