@@ -7,7 +7,8 @@ over the pairs that people judged. Held-out pairs and judged prompts are both re
 draw.
 
 The second sign needs no votes: the held-out reward model, which training never saw, falls from its own peak over the
-checkpoints (Gao et al. 2022) while the optimised one still rises.
+checkpoints (Gao et al. 2022) while the optimised one still rises. Looking for a peak among checkpoints is a selection,
+and looking at each of them a repetition; the detector pays for both.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from scipy.special import expit
 from components.release_gate.comparisons import AGAINST_REFERENCE, Comparison, read_comparison
 from components.release_gate.evidence import Case
 from components.release_gate.findings import Finding
-from components.shared.statistics import logistic_slope
+from components.shared.statistics import detect_falls, first_alarm, logistic_slope
 
-__all__ = ["Fall", "Gap", "heldout_fall", "judged_rewards", "measure_gap", "refit_slopes"]
+__all__ = ["Fall", "Gap", "heldout_fall", "judged_rewards", "measure_gap", "refit_slopes", "rewards_by_prompt"]
 
 _GENERATIONS = "generations.jsonl"
 _PREDICTIONS = "predictions.jsonl"
@@ -74,16 +75,17 @@ class Gap:
 
 @dataclass(frozen=True)
 class Fall:
-    """How far the held-out reward has fallen from its peak over checkpoints.
+    """How far the candidate's held-out reward lies below that of an earlier checkpoint.
 
     Attributes:
-        peak: Role with the highest mean.
-        value: Peak minus candidate, in raw held-out reward, on the same prompts.
-        lower: Its one-sided lower bound, at 5 % shared among the checkpoints (Bonferroni: the peak was chosen).
-        upper: Its upper bound, at the same level.
+        peak: The checkpoint that it may have fallen from the most (highest lower bound).
+        value: Peak minus candidate, in raw held-out reward, on the same prompts; negative if the candidate is higher.
+        lower: Its lower bound. The bounds of all falls of the run hold together with 95 %: the peak was chosen.
+        upper: Its upper bound, in the same sense.
         scale: Standard deviation of the raw held-out reward.
         n: Prompts.
         checkpoints: How many checkpoints were compared.
+        alarm: The first checkpoint (or `candidate`) at which a fall beyond the policy's margin is shown; None if none.
     """
 
     peak: str
@@ -93,6 +95,7 @@ class Fall:
     scale: float
     n: int
     checkpoints: int
+    alarm: str | None
 
 
 @lru_cache(maxsize=1)
@@ -144,7 +147,7 @@ def judged_rewards(case: Case, prompts: Sequence[str], key: str) -> dict[str, fl
     Raises:
         EvidenceFault: A judged prompt has no answer of either role, or two.
     """
-    rewards = {role: _rewards_of(case, role, key, set(prompts)) for role in ("candidate", "reference")}
+    rewards = {role: rewards_by_prompt(case, role, key, set(prompts)) for role in ("candidate", "reference")}
     for role, found in rewards.items():
         missing = [prompt for prompt in prompts if prompt not in found]
         if missing:
@@ -158,17 +161,19 @@ def judged_rewards(case: Case, prompts: Sequence[str], key: str) -> dict[str, fl
 def heldout_fall(case: Case) -> Fall | None:
     """The held-out reward's fall from its peak; None if there are no checkpoints.
 
-    All checkpoints and the candidate are compared on the prompts that each of them answered.
+    All checkpoints and the candidate, in the order of training, are compared on the prompts that each of them answered.
+    The bounds hold for the whole run together (`components.shared.statistics.falls`).
 
     Raises:
         EvidenceFault: Too few common prompts, or evidence that cannot be used.
     """
-    roles = sorted(role for role in case.evaluation.mapping("models.json") if role.startswith("step-"))
+    models = case.evaluation.mapping("models.json")
+    roles = sorted((role for role in models if role.startswith("step-")), key=_step_in_name)
     if not roles:
         return None
     rule = case.policy.divergence
     scale = case.heldout.number("reward.json", "std", low=1e-9)
-    by_role = {role: _rewards_of(case, role, "heldout_reward") for role in [*roles, "candidate"]}
+    by_role = {role: rewards_by_prompt(case, role, "heldout_reward") for role in [*roles, "candidate"]}
     common = sorted(set.intersection(*(set(found) for found in by_role.values())))
     if len(common) < rule.min_checkpoint_prompts:
         raise case.evaluation.refuse(
@@ -176,14 +181,26 @@ def heldout_fall(case: Case) -> Fall | None:
             _GENERATIONS,
             finding=Finding.HOLD,
         )
-    rewards = {role: np.array([found[prompt] for prompt in common]) for role, found in by_role.items()}
-    peak = max(rewards, key=lambda role: rewards[role].mean())
-    falls = rewards[peak] - rewards["candidate"]
-    rng = np.random.default_rng(case.seed)
-    means = np.array([falls[rng.integers(falls.size, size=falls.size)].mean() for _ in range(rule.bootstrap_draws)])
-    level = 0.05 / len(roles)
-    lower, upper = np.quantile(means, [level, 1.0 - level])
-    return Fall(peak, float(falls.mean()), float(lower), float(upper), scale, len(common), len(roles))
+    rewards = np.array([[found[prompt] for found in by_role.values()] for prompt in common])
+    falls = detect_falls(rewards, draws=rule.bootstrap_draws, seed=case.seed)
+    alarm = first_alarm(falls, margin=rule.heldout_fall_margin * scale)
+    last, names = falls[-1], list(by_role)
+    return Fall(
+        peak=names[last.peak],
+        value=last.value,
+        lower=last.lower,
+        upper=last.upper,
+        scale=scale,
+        n=len(common),
+        checkpoints=len(roles),
+        alarm=names[alarm.place] if alarm else None,
+    )
+
+
+def _step_in_name(role: str) -> tuple[int, str]:
+    """Order of training; a name without a number comes first."""
+    digits = role.removeprefix("step-")
+    return (int(digits) if digits.isdigit() else -1, role)
 
 
 def refit_slopes(
@@ -250,7 +267,7 @@ def _heldout_differences(case: Case) -> tuple[NDArray[np.float64], list[str]]:
     return np.array(differences), [str(row.get("group") or row.get("id")) for row in rows]
 
 
-def _rewards_of(case: Case, role: str, key: str, prompts: set[str] | None = None) -> dict[str, float]:
+def rewards_by_prompt(case: Case, role: str, key: str, prompts: set[str] | None = None) -> dict[str, float]:
     """Reward by prompt of one role's answers to the judged prompt sets (of a checkpoint: to any set)."""
     rows = [row for row in case.evaluation.rows(_GENERATIONS) if row.get("role") == role]
     if prompts is not None:

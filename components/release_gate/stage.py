@@ -20,6 +20,7 @@ from components.release_gate.evidence import Case, Source, read_source
 from components.release_gate.findings import Criterion, Finding
 from components.release_gate.offer import offer_checkpoint
 from components.release_gate.office import Office, open_office
+from components.release_gate.overoptimization import measure_overoptimization
 from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_file
 from components.release_gate.promotion import Outcome, PromotionError, promote, rollback
 from components.release_gate.provenance import check_provenance
@@ -351,6 +352,7 @@ def _decision(case: Case, judgement: Judgement, judged: JudgedRelease, model: st
             "looser_than_production": rules.looser_than(load_policy_file(PRODUCTION)),
         },
         "divergence": _divergence(case),
+        "overoptimization": measure_overoptimization(case),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from components.report.gao_curve import gao_curve
 from components.report.parts import Missing, Parts, dig
 from components.report.settings import RunInfo
 from components.report.trajectory import Checkpoint, Estimate, checkpoints
@@ -64,7 +65,8 @@ def trajectory_section(parts: Parts) -> Section | Missing:
         x_label=f"{parts.optimizer} step",
         description=_trajectory_in_words(points),
     )
-    return Section("Reward, KL and people", join([chart, paragraph(explanation), _checkpoint_table(points)]))
+    content = [chart, paragraph(explanation), _checkpoint_table(points), *gao_curve(parts)]
+    return Section("Reward, KL and people", join(content))
 
 
 def story_panels(parts: Parts, points: Sequence[Checkpoint]) -> list[Panel]:

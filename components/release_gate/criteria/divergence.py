@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.release_gate.comparisons import AGAINST_REFERENCE, percent
-from components.release_gate.divergence import heldout_fall, measure_gap
+from components.release_gate.divergence import Fall, heldout_fall, measure_gap
 from components.release_gate.evidence import Case
 from components.release_gate.findings import Criterion, Finding, criterion
 
@@ -76,16 +76,27 @@ def _heldout_peak(case: Case) -> Criterion:
         verdict = Finding.HOLD if rule.require_checkpoints else Finding.NOT_APPLICABLE
         return Criterion(name, verdict, reason, source=case.evaluation.cite("models.json"))
     fallen = found.lower > rule.heldout_fall_margin * found.scale
-    place = "it is highest at the candidate" if found.peak == "candidate" else f"its peak was at {found.peak}"
-    tail = "training went past it" if fallen else "no fall beyond chance is shown"
     return Criterion(
         name,
         Finding.BLOCK if fallen else Finding.PASS,
-        f"The held-out reward over {found.checkpoints} checkpoints: {place}, fall {found.value / found.scale:.2f} "
-        f"standard deviations (lower bound {found.lower / found.scale:.2f}): {tail}.",
+        _fall_in_words(found, fallen),
         value=found.value / found.scale,
         interval=(found.lower / found.scale, found.upper / found.scale),
         threshold=f"lower bound <= {rule.heldout_fall_margin:g} standard deviations",
         n=found.n,
         source=case.evaluation.cite("generations.jsonl", found.peak),
     )
+
+
+def _fall_in_words(found: Fall, fallen: bool) -> str:
+    side = "below" if found.value > 0.0 else "above"
+    words = (
+        f"Held-out reward over {found.checkpoints} checkpoints, {found.n} prompts each: the candidate lies "
+        f"{abs(found.value / found.scale):.2f} standard deviations {side} {found.peak}; the fall from it is at least "
+        f"{found.lower / found.scale:.2f} (95 % over the whole run): "
+    )
+    if fallen:
+        return words + f"training went past its peak (first shown at {found.alarm})."
+    if found.alarm is not None:
+        return words + f"none is shown at the candidate; a fall was shown at {found.alarm}, before it rose again."
+    return words + "no fall beyond chance is shown."

@@ -8,14 +8,18 @@ infinite, out of range, too few clusters) raises `InputError`: absent evidence m
 - `resampling`: intervals of means, with several values a cluster (votes a prompt, pairs a group);
 - `multiple_testing`: Holm;
 - `calibration`: slope of preference on reward difference, Brier score, calibration error;
-- `agreement`: Krippendorff's alpha and Cohen's kappa.
+- `agreement`: Krippendorff's alpha and Cohen's kappa;
+- `falls`: whether a quantity fell from its own peak over checkpoints;
+- `overoptimization`: Gao's curve of gain over distance, and its peak.
 """
 
 from __future__ import annotations
 
 from components.shared.statistics.agreement import cohen_kappa, krippendorff_alpha
 from components.shared.statistics.calibration import brier_score, expected_calibration_error, logistic_slope
+from components.shared.statistics.falls import FallBound, detect_falls, first_alarm
 from components.shared.statistics.multiple_testing import holm
+from components.shared.statistics.overoptimization import GaoFit, fit_gao_curve
 from components.shared.statistics.proportions import (
     binomial_lower,
     binomial_upper,
@@ -27,6 +31,8 @@ from components.shared.statistics.sequential import BettingBounds, betting_confi
 
 __all__ = [
     "BettingBounds",
+    "FallBound",
+    "GaoFit",
     "betting_confidence_sequence",
     "betting_p_value",
     "binomial_lower",
@@ -34,8 +40,11 @@ __all__ = [
     "brier_score",
     "clustered_bootstrap_interval",
     "cohen_kappa",
+    "detect_falls",
     "difference_interval_newcombe",
     "expected_calibration_error",
+    "first_alarm",
+    "fit_gao_curve",
     "holm",
     "krippendorff_alpha",
     "logistic_slope",

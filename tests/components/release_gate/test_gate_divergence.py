@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_release import PROMPTS, comparison, edit_case, make_case, make_evidence
+from tiny_release import PROMPTS, comparison, edit_case, make_case, make_evidence, make_policy
 
 from components.release_gate.criteria import judge_all
 from components.release_gate.divergence import heldout_fall, measure_gap, refit_slopes
+from components.release_gate.evidence import Case
 from components.release_gate.findings import Finding
 from components.release_gate.verdict import Verdict, decide
 from components.shared.statistics import logistic_slope
@@ -137,18 +138,59 @@ def test_the_fall_is_measured_from_the_peak_on_common_prompts(tmp_path: Path) ->
     assert fall.lower < fall.value < fall.upper
 
 
+def _with_heldout(values: np.ndarray, case: Case) -> Case:
+    """The case with held-out rewards of its own: a row a prompt, a column a role in the order of training."""
+    roles = ["step-0010", "step-0030", "candidate"]
+
+    def replace(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            if row["role"] in roles:
+                row["heldout_reward"] = float(values[int(row["prompt_id"][1:]), roles.index(row["role"])])
+        return rows
+
+    return edit_case(case, {"generations.jsonl": replace})
+
+
 def test_equal_checkpoints_raise_no_alarm(tmp_path: Path) -> None:
-    """The highest of several equal checkpoints looks like a peak: Bonferroni pays for having chosen it."""
+    """The highest of several equal checkpoints looks like a peak: the detector pays for having chosen it."""
     case, alarms = make_case(make_evidence(tmp_path)), 0
     for seed in range(20):
-
-        def equal(rows: list[dict[str, Any]], seed: int = seed) -> list[dict[str, Any]]:
-            rng = np.random.default_rng(100 + seed)
-            for row in rows:
-                row["heldout_reward"] = float(rng.normal())
-            return rows
-
-        fall = heldout_fall(edit_case(case, {"generations.jsonl": equal}))
+        fall = heldout_fall(_with_heldout(np.random.default_rng(100 + seed).normal(size=(PROMPTS, 3)), case))
         assert fall is not None
-        alarms += fall.lower > 0.0
+        alarms += fall.alarm is not None
     assert alarms <= 3
+
+
+def test_a_dip_that_training_made_good_is_told_and_does_not_block(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(PROMPTS, 3)) * 0.3 + np.array([1.0, 0.5, 1.1])
+    case = _with_heldout(values, make_case(make_evidence(tmp_path)))
+    found = next(one for one in judge_all(case) if one.name == "divergence.heldout_peak")
+    assert found.verdict is Finding.PASS
+    assert "a fall was shown at step-0030, before it rose again" in found.reason
+
+
+def test_checkpoints_are_taken_in_the_order_of_training(tmp_path: Path) -> None:
+    """`step-10000` comes after `step-9000`, and a rise between them is not a fall."""
+
+    def rename(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        names = {"step-0010": "step-9000", "step-0030": "step-10000"}
+        return [{**row, "role": names.get(row["role"], row["role"])} for row in rows]
+
+    def rename_models(models: dict[str, Any]) -> dict[str, Any]:
+        models["step-9000"], models["step-10000"] = models.pop("step-0010"), models.pop("step-0030")
+        return models
+
+    edits = {"generations.jsonl": rename, "models.json": rename_models}
+    fall = heldout_fall(edit_case(make_case(make_evidence(tmp_path)), edits))
+    assert fall is not None
+    assert (fall.alarm, fall.peak) == (None, "step-10000")
+
+
+def test_a_fall_within_the_margin_of_the_policy_does_not_block(tmp_path: Path) -> None:
+    evidence = make_evidence(tmp_path, story="overoptimized")
+    lenient = make_case(evidence, policy=make_policy(divergence={"heldout_fall_margin": 2.0}))
+    verdicts = [
+        next(one.verdict for one in judge_all(case) if one.name == "divergence.heldout_peak")
+        for case in (make_case(evidence), lenient)
+    ]
+    assert verdicts == [Finding.BLOCK, Finding.PASS]
