@@ -161,12 +161,13 @@ def main(repetitions: int, steps: int, shapes: tuple[str, ...], output: Path) ->
             world = Path(folder) / shape
             write_world(world, SHAPES[shape])
             headline = number == 0
-            runs = repeat(
-                world, peer, repetitions=repetitions if headline else 1, steps=steps, variants=[*VARIANTS, "peer"]
-            )
+            sides = [*VARIANTS, "peer"]
             if headline:
+                runs = repeat(world, peer, repetitions=repetitions, steps=steps, variants=sides)
                 others = [name for name in PEER_VARIANTS if name != "peer"]
-                runs |= repeat(world, peer, repetitions=1, steps=steps, variants=others)
+                runs |= repeat(world, peer, repetitions=1, steps=1, variants=others)
+            else:
+                runs = repeat(world, peer, repetitions=1, steps=1, variants=sides)
             found = {name: summarise(each) for name, each in runs.items()}
             report["shapes"][shape] = {"sides": found, "ratios": ratios(found), "runs": runs}
             logger.info("%s: %s", shape, json.dumps(report["shapes"][shape]["ratios"]))

@@ -1,4 +1,6 @@
-"""Where CPU time goes: torch operators, put into a few groups by name and shape.
+"""Where our engine's CPU time goes: torch operators, put into a few groups by name and shape.
+
+    python -m benchmarks.ppo.profiles --variant shared
 
 A group's share is of the time inside operators; `python` is what is left of the process's CPU time, the interpreter and
 PyTorch's dispatch. The profiler slows small operators, so shares are rough; seconds are better taken without it.
@@ -6,13 +8,23 @@ PyTorch's dispatch. The profiler slows small operators, so shares are rough; sec
 
 from __future__ import annotations
 
+import json
+import sys
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import click
+import torch
 from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.ppo.ours import VARIANTS, build, settings_of
+from benchmarks.ppo.workload import SHAPES, WORKLOAD_FILE, ForcedLengths, Training, read_json
+from benchmarks.ppo.world import write_world
 
 __all__ = ["PhaseProfiler"]
 
@@ -45,15 +57,6 @@ class PhaseProfiler:
         elapsed = time.process_time() - started
         self._add(name, elapsed, profiler.key_averages(group_by_input_shape=True))
 
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, profiled as a phase."""
-
-        def profiled(*args: Any, **kwargs: Any) -> Any:
-            with self.phase(name):
-                return function(*args, **kwargs)
-
-        return profiled
-
     def _add(self, phase: str, elapsed: float, events: Any) -> None:
         groups: dict[str, float] = defaultdict(float)
         operators: dict[str, float] = defaultdict(float)
@@ -80,3 +83,34 @@ class PhaseProfiler:
         if "optimizer" in name or "adam" in name or "foreach" in name:
             return "optimizer"
         return "copies and indexing" if any(word in name for word in _COPY) else "elementwise and rest"
+
+
+@click.command()
+@click.option("--variant", type=click.Choice(list(VARIANTS)), default="separate")
+@click.option("--shape", type=click.Choice(list(SHAPES)), default=next(iter(SHAPES)))
+@click.option("--operators", is_flag=True, help="Also the operators with the most time.")
+def main(variant: str, shape: str, operators: bool) -> None:
+    """Profiles one step, after one that warms up."""
+    torch.set_num_threads(1)
+    workload, training = SHAPES[shape], Training()
+    settings = settings_of(workload, training, steps=2, overrides=VARIANTS[variant])
+    found = PhaseProfiler(workload.vocabulary, training.lora_rank)
+    with tempfile.TemporaryDirectory() as folder:
+        write_world(Path(folder), workload)
+        content = read_json(Path(folder) / WORKLOAD_FILE)
+        trainer = build(Path(folder), settings, seed=workload.seed)
+        with ForcedLengths(trainer.models.sampling_policy(), content["prompts"], content["lengths"]).attached():
+            trainer.step()
+            with found.phase("rollout"):
+                rollout = trainer.rollout()
+            with found.phase("score"):
+                scores = trainer.score(rollout)
+            advantages = trainer.advantages(scores)
+            with found.phase("update"):
+                trainer.update(rollout, scores, advantages)
+    report = {"groups": found.groups} | ({"operators": found.operators} if operators else {})
+    sys.stdout.write(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -45,6 +45,8 @@ class Workload:
         hidden: Width of the hidden states.
         intermediate: Width inside an MLP.
         heads: Attention heads.
+        kv_heads: Heads of keys and values; None: as many as `heads`.
+        tied: Whether input embeddings and output head are the same weights.
         episodes: Prompts, and so episodes a PPO step: every step answers every prompt.
         prompt_tokens: Shortest and longest prompt.
         response_tokens: Shortest and longest answer, EOS included.
@@ -59,10 +61,12 @@ class Workload:
     hidden: int = 256
     intermediate: int = 688
     heads: int = 4
+    kv_heads: int | None = None
+    tied: bool = False
     episodes: int = 32
     prompt_tokens: tuple[int, int] = (8, 64)
     response_tokens: tuple[int, int] = (4, 64)
-    mean_response: float | None = 26.0
+    mean_response: float | None = 29.0
     updates: int = 16
     seed: int = 0
 
