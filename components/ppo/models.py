@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.ppo.logprob_head import LogprobHead, TokenLogprobs, response_hidden
 from components.ppo.packing import PackedBatch
 from components.ppo.settings import LoRASettings
+from components.ppo.sharding import Sharding, fill, gather, skeleton
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import write_json
 from components.shared.models import save_policy
@@ -41,9 +42,15 @@ class ActorCritic(ABC):
 
     Attributes:
         device: Where the models live.
+        sharding: How their weights are divided among processes; None: they are whole.
     """
 
     device: torch.device
+    sharding: Sharding | None = None
+
+    @abstractmethod
+    def shard(self, sharding: Sharding) -> None:
+        """Divides the weights among the processes; before any parameter was handed out."""
 
     @abstractmethod
     def sampling_policy(self) -> PreTrainedModel:
@@ -92,22 +99,27 @@ class ActorCritic(ABC):
 
     @abstractmethod
     def save_checkpoint(
-        self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
+        self, tokenizer: PreTrainedTokenizerBase, folder: Path | None, *, origin: dict[str, str], step: int
     ) -> None:
         """Saves the policy as it is now as a policy folder; training can go on.
 
         Args:
             tokenizer: The policy's tokenizer.
-            folder: Where to write.
+            folder: Where to write; None in a process that gives its shards only.
             origin: `base_model` and `base_digest` of the reference.
             step: Number of updates made.
         """
 
     @abstractmethod
     def save_candidate(
-        self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
+        self, tokenizer: PreTrainedTokenizerBase, folder: Path | None, *, origin: dict[str, str], step: int
     ) -> None:
         """Saves the policy with whole weights; the last thing done with these models."""
+
+    def _reshard(self) -> None:
+        """Lets go of gathered weights: what is a parameter afterwards is what the optimizers move."""
+        if self.sharding is not None:
+            self.sharding.reshard()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 arithmetic on a GPU that has it; weights and results stay float32."""
@@ -178,6 +190,13 @@ class SeparateModels(ActorCritic):
         self._policy_head = LogprobHead(self._policy)
         self._reference_head = LogprobHead(self._reference)
 
+    def shard(self, sharding: Sharding) -> None:
+        for model in (self._policy, self._reference, self._backbone):
+            if model is not None:
+                sharding.apply(model)
+        self._head.to(sharding.device)
+        self.device, self.sharding = sharding.device, sharding
+
     @property
     def trunk_is_shared(self) -> bool:
         return self._backbone is None
@@ -210,22 +229,32 @@ class SeparateModels(ActorCritic):
         return self._head(hidden)
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
+        self._reshard()
         return dict(self._policy.named_parameters())
 
     def value_parameters(self) -> dict[str, nn.Parameter]:
+        self._reshard()
         own = {} if self._backbone is None else dict(self._backbone.named_parameters())
         parameters = {f"backbone.{name}": parameter for name, parameter in own.items()}
         return parameters | {f"head.{name}": parameter for name, parameter in self._head.named_parameters()}
 
     def save_checkpoint(
-        self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
+        self, tokenizer: PreTrainedTokenizerBase, folder: Path | None, *, origin: dict[str, str], step: int
     ) -> None:
-        save_policy(self._policy, tokenizer, folder, **origin, step=step)
+        policy = self._policy if self.sharding is None else self._whole_policy(keep=folder is not None)
+        if folder is not None:
+            save_policy(policy, tokenizer, folder, **origin, step=step)
 
     def save_candidate(
-        self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
+        self, tokenizer: PreTrainedTokenizerBase, folder: Path | None, *, origin: dict[str, str], step: int
     ) -> None:
-        save_policy(self._policy, tokenizer, folder, **origin, step=step)
+        self.save_checkpoint(tokenizer, folder, origin=origin, step=step)
+
+    def _whole_policy(self, *, keep: bool) -> Any:
+        """The policy with whole weights, on the CPU; all processes take part."""
+        self._reshard()
+        weights = gather(self._policy.state_dict(), keep=keep)
+        return fill(skeleton(self._policy), weights) if keep else None
 
 
 class SharedBackbone(ActorCritic):
@@ -257,6 +286,15 @@ class SharedBackbone(ActorCritic):
         self._head = value_head.requires_grad_(True)
         self._policy_head = LogprobHead(self._model)
 
+    def shard(self, sharding: Sharding) -> None:
+        trained = [*self.policy_parameters().values(), *self.value_parameters().values()]
+        self._peft.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        sharding.apply(self._model)
+        self._head.to(sharding.device)
+        self.device, self.sharding = sharding.device, sharding
+
     @property
     def trunk_is_shared(self) -> bool:
         return not self._value_adapter
@@ -272,7 +310,7 @@ class SharedBackbone(ActorCritic):
 
     @torch.no_grad()
     def reference_logprobs(self, batch: PackedBatch, *, temperature: float) -> Tensor:
-        with self._peft.disable_adapter(), self.autocast():
+        with self._without_adapters(), self.autocast():
             return self._policy_head.run(batch, temperature=temperature)[0].logprobs
 
     def values(self, batch: PackedBatch) -> Tensor:
@@ -327,31 +365,76 @@ class SharedBackbone(ActorCritic):
             return self._model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
+        self._reshard()
         return self._adapter_parameters(_POLICY_ADAPTER)
 
     def value_parameters(self) -> dict[str, nn.Parameter]:
+        self._reshard()
         head = {f"head.{name}": parameter for name, parameter in self._head.named_parameters()}
         return (self._adapter_parameters(_VALUE_ADAPTER) if self._value_adapter else {}) | head
 
     def save_checkpoint(
-        self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
+        self, tokenizer: PreTrainedTokenizerBase, folder: Path | None, *, origin: dict[str, str], step: int
     ) -> None:
-        self._peft.save_pretrained(folder, selected_adapters=[_POLICY_ADAPTER])
-        tokenizer.save_pretrained(folder)
-        write_json(folder / "policy.json", {"format": "adapter", **origin, "step": step})
+        weights = {} if self.sharding is None else {"state_dict": self._whole_weights(keep=folder is not None)}
+        if folder is not None:
+            self._peft.save_pretrained(folder, selected_adapters=[_POLICY_ADAPTER], **weights)
+            tokenizer.save_pretrained(folder)
+            write_json(folder / "policy.json", {"format": "adapter", **origin, "step": step})
 
     def save_candidate(
-        self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, origin: dict[str, str], step: int
+        self, tokenizer: PreTrainedTokenizerBase, folder: Path | None, *, origin: dict[str, str], step: int
     ) -> None:
-        for adapter in set(self._peft.peft_config) - {_POLICY_ADAPTER}:
-            self._peft.delete_adapter(adapter)
-        self._peft.set_adapter(_POLICY_ADAPTER)
-        save_policy(self._peft, tokenizer, folder, **origin, step=step)
+        policy = self._peft
+        if self.sharding is None:
+            for adapter in set(self._peft.peft_config) - {_POLICY_ADAPTER}:
+                self._peft.delete_adapter(adapter)
+            self._peft.set_adapter(_POLICY_ADAPTER)
+        else:
+            weights = self._whole_weights(keep=folder is not None, backbone=True)
+            policy = self._of_whole_weights(weights) if folder is not None else None
+        if folder is not None:
+            save_policy(policy, tokenizer, folder, **origin, step=step)
+
+    def _whole_weights(self, *, keep: bool, backbone: bool = False) -> dict[str, Tensor]:
+        """Whole weights of the policy's adapter, on demand the backbone's too; all processes take part."""
+        self._reshard()
+        weights = {
+            name: tensor
+            for name, tensor in self._peft.state_dict().items()
+            if (f".{_POLICY_ADAPTER}." in name if "lora_" in name else backbone)
+        }
+        return gather(weights, keep=keep)
+
+    def _of_whole_weights(self, weights: dict[str, Tensor]) -> Any:
+        """The policy with its adapter beside its backbone, from `_whole_weights`."""
+        from peft import get_peft_model
+
+        config = copy.deepcopy(self._peft.peft_config[_POLICY_ADAPTER])
+        return fill(get_peft_model(skeleton(self._model), config, adapter_name=_POLICY_ADAPTER), weights)
 
     def _use(self, adapter: str) -> None:
         """Makes an adapter the active one; a switch walks over every layer, so none is made without need."""
-        if self._peft.active_adapter != adapter:
+        if self.sharding is not None:
+            self._switch(adapter)
+        elif self._peft.active_adapter != adapter:
             self._peft.set_adapter(adapter)
+
+    def _without_adapters(self) -> AbstractContextManager[Any]:
+        """No adapter is active in the block, nor, where weights are sharded, until one is used again."""
+        if self.sharding is None:
+            return self._peft.disable_adapter()
+        self._switch(None)
+        return nullcontext()
+
+    def _switch(self, adapter: str | None) -> None:
+        """As PEFT switches, but freezes nothing: that would reach a gathered weight and not its shard."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for module in self._peft.modules():
+            if isinstance(module, BaseTunerLayer):
+                module._disable_adapters = adapter is None
+                module._active_adapter = [adapter or _POLICY_ADAPTER]
 
     def _adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self._peft.named_parameters() if f".{adapter}." in f"{name}."}
@@ -362,13 +445,17 @@ class RewardAdapter:
 
     def __init__(self, models: SharedBackbone, head: Tensor) -> None:
         """Takes the head's weights, `(1, hidden)`, float32."""
-        self.device = models.device
         self._models = models
         self._head = head
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self._models.device
 
     def __call__(self, *, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Scores right-padded sequences at their last token: `logits`, `(batch, 1)`, float32."""
         hidden = self._models.reward_hidden(input_ids)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         last = hidden[rows, attention_mask.sum(dim=1) - 1]
-        return SimpleNamespace(logits=last.float() @ self._head.T)
+        return SimpleNamespace(logits=last.float() @ self._head.to(last.device).T)

@@ -129,13 +129,13 @@ def sample_rollout(
         world: Each process samples for its share of the prompts.
     """
     copies = settings.samples_per_prompt
-    mine = list(world.share(range(len(prompts))))
-    numbers = [index * copies + sample for index in mine for sample in range(copies)]
+    turns = world.turns(range(len(prompts)))
+    numbers = [index * copies + sample for index, _ in turns for sample in range(copies)]
     with models.autocast():
         generations = generate(
             models.sampling_policy(),
             tokenizer,
-            [prompts[index].ids for index in mine],
+            [prompts[index].ids for index, _ in turns],
             max_new_tokens=settings.max_response_tokens,
             temperature=settings.temperature,
             samples_per_prompt=copies,
@@ -143,9 +143,12 @@ def sample_rollout(
             seed=seed,
             numbers=numbers,
             observe=models.value_of_hidden if models.trunk_is_shared else None,
+            anyone=(lambda busy: world.any(busy, device=models.device)) if world.lockstep else None,
         )
     if world.size > 1:
-        generations = _collect(dict(zip(numbers, generations, strict=True)), prompts, settings, world, models.device)
+        own = copies * sum(counts for _, counts in turns)
+        mine = dict(zip(numbers[:own], generations[:own], strict=True))
+        generations = _collect(mine, prompts, settings, world, models.device)
     return Rollout(
         slices=[prompt.slice for prompt in prompts for _ in range(copies)],
         prompts_ids=[generation.prompt_ids for generation in generations],

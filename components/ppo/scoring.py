@@ -16,6 +16,7 @@ from components.ppo.packing import PackedBatch, length_sorted_chunks, pack, resp
 from components.ppo.rewards import Rewards
 from components.ppo.rollout import Rollout
 from components.ppo.settings import PPOSettings
+from components.ppo.sharding import all_finite
 from components.ppo.world import World
 
 __all__ = ["Scores", "require_finite", "score_rollout"]
@@ -97,10 +98,11 @@ def score_rollout(
         gap = max(gap, passes.policy([i for i in range(len(passes.chunks)) if i != check % len(passes.chunks)]))
     passes.reference_and_values(values_at_decode=models.trunk_is_shared and not recomputed)
     columns, mask = passes.columns, passes.mask
-    mine = list(world.share(range(len(rollout))))
+    turns = world.turns(range(len(rollout)))
+    mine = [row for row, counts in turns if counts]
     raw = torch.zeros((len(rewards.names), len(rollout)), device=models.device)
-    if mine:
-        raw[:, mine] = rewards.raw(rollout, mine).to(models.device)
+    if turns:
+        raw[:, mine] = rewards.raw(rollout, [row for row, _ in turns]).to(models.device)[:, : len(mine)]
     world.sum_(raw)
     shaped = rewards.shape(raw, rollout)
     require_finite("log-probabilities or values", *columns.values())
@@ -155,10 +157,11 @@ class _Passes:
         """
         before = self.columns["pi"].clone()
         fresh = {"pi": self._zeros(), "entropy": self._zeros()}
-        for index in self._world.share(chunks):
+        for index, counts in self._world.turns(chunks):
             batch = self._pack(self.chunks[index])
             found = self._models.policy_logprobs(batch, temperature=self._temperature, entropy=True)
-            self._put(fresh, self.chunks[index], {"pi": found.logprobs, "entropy": found.entropy})
+            if counts:
+                self._put(fresh, self.chunks[index], {"pi": found.logprobs, "entropy": found.entropy})
         self._world.sum_(*fresh.values())
         chosen = [row for index in chunks for row in self.chunks[index]]
         rows = torch.tensor(chosen, dtype=torch.long, device=self.mask.device)
@@ -169,12 +172,13 @@ class _Passes:
     def reference_and_values(self, *, values_at_decode: bool) -> None:
         """Log-probabilities under the reference, and values unless decoding has seen them."""
         fresh = {"ref": self._zeros()} | ({} if values_at_decode else {"value": self._zeros()})
-        for index in self._world.share(range(len(self.chunks))):
+        for index, counts in self._world.turns(range(len(self.chunks))):
             batch = self._pack(self.chunks[index])
             found = {"ref": self._models.reference_logprobs(batch, temperature=self._temperature)}
             if not values_at_decode:
                 found["value"] = self._models.values(batch)
-            self._put(fresh, self.chunks[index], found)
+            if counts:
+                self._put(fresh, self.chunks[index], found)
         self._world.sum_(*fresh.values())
         self.columns |= fresh
 
@@ -205,7 +209,7 @@ def require_finite(what: str, *tensors: Tensor) -> None:
     Raises:
         NotFiniteError: Some number is not finite.
     """
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    if not all_finite(tensors):
         raise NotFiniteError(
             f"{what} became NaN or infinite; nothing more was learned.",
             where="ppo",

@@ -262,6 +262,9 @@ class PPOSettings(StrictModel):
         microbatch: Episodes a forward pass; memory only, the gradient does not depend on it.
         processes: Processes on this machine that share the work of a step, one a GPU; results differ from those of one
             process by rounding only. Over several machines, start `components.ppo.launch` with `torchrun`.
+        sharding: What processes hold of the decoder layers' weights. `none`: all of them; `zero3`: a shard, a layer is
+            gathered while it runs (least memory); `zero2`: gathered layers are kept between forward and backward pass
+            and while sampling (faster, and the weights must fit; gradients and Adam's moments stay sharded).
         samples_per_prompt: Responses to each prompt of a step; they share the reading of the prompt. 1 gives the most
             prompts for the money.
         rollout_batch: Responses sampled together; memory only, no response depends on it.
@@ -305,6 +308,7 @@ class PPOSettings(StrictModel):
     minibatches: int = Field(default=1, ge=1)
     microbatch: int = Field(default=16, ge=1)
     processes: int = Field(default=1, ge=1)
+    sharding: Literal["none", "zero2", "zero3"] = "none"
     samples_per_prompt: int = Field(default=1, ge=1)
     rollout_batch: int = Field(default=64, ge=1)
     decode_tolerance_nats: float = Field(default=1e-3, ge=0)
@@ -332,6 +336,15 @@ class PPOSettings(StrictModel):
     alarms: AlarmSettings = AlarmSettings()
     save_every_steps: int = Field(default=10, ge=1)
     evaluate_every_steps: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _processes_to_shard_among(self) -> PPOSettings:
+        if self.sharding != "none" and self.processes == 1:
+            raise ValueError(
+                f"sharding ({self.sharding}) divides weights among processes, and processes is 1: raise it to the GPUs "
+                f"of a machine, or set sharding to none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _enough_episodes(self) -> PPOSettings:

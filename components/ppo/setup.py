@@ -17,6 +17,7 @@ from components.ppo.models import ActorCritic, SeparateModels, SharedBackbone, V
 from components.ppo.rewards import ModelReward, RewardSource, load_rule
 from components.ppo.rollout import EncodedPrompt
 from components.ppo.settings import PPOSettings, RewardSettings
+from components.ppo.sharding import Sharding
 from components.ppo.trainer import PPOTrainer
 from components.ppo.world import World
 from components.shared.artifacts import Artifact
@@ -78,24 +79,32 @@ def build_trainer(
         InputError: The artifacts do not belong together, or a prompt leaves no room for a response.
         ArtifactError: An artifact lacks something.
     """
-    device = pick_device()
+    world, device = world or World(), pick_device()
+    dtype = pick_dtype(device)
+    sharding = None if settings.sharding == "none" else Sharding(settings.sharding, world, device)
+    home = device if sharding is None else torch.device("cpu")  # what is sharded need not fit on the device whole
     tokenizer = load_tokenizer(policy.path)
     _require_same_vocabulary(tokenizer, reward_model, name="reward model")
     prompts = encode_prompts(dataset.file("prompts/train.jsonl"), tokenizer)
     _require_safety_slices(prompts, settings.reward)
     scale = read_reward_scale(reward_model)
-    models = build_models(policy, reward_model, scale, settings, device)
+    models = build_models(policy, reward_model, scale, settings, home, dtype=dtype)
     _require_room(models.sampling_policy(), prompts, settings)
+    main = _main_reward_model(models, policy, reward_model, home, dtype)
+    options: Any = {"tokenizer": tokenizer, "device": home, "dtype": dtype}
+    further = further_rewards(settings, further_reward_models or {}, **options)
+    if sharding is not None:
+        _shard(sharding, models, main, further)
     trainer = PPOTrainer(
         models,
-        _main_reward_model(models, policy, reward_model, device),
+        main,
         tokenizer,
         prompts,
         settings=settings,
         seed=seed,
         reward_mean=scale.mean,
         reward_std=scale.std,
-        further_rewards=further_rewards(settings, further_reward_models or {}, tokenizer=tokenizer, device=device),
+        further_rewards=further,
         world=world,
     )
     return trainer, tokenizer
@@ -107,6 +116,7 @@ def further_rewards(
     *,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
+    dtype: torch.dtype | None = None,
 ) -> list[RewardSource]:
     """Loads what `reward.sources` names.
 
@@ -115,6 +125,7 @@ def further_rewards(
         artifacts: Further reward models by name.
         tokenizer: The policy's.
         device: Where the models go.
+        dtype: Number type of their weights; by default what the device computes best.
 
     Raises:
         InputError: A rule cannot be imported, a reward model is not given, or has another vocabulary.
@@ -128,7 +139,7 @@ def further_rewards(
         _require_same_vocabulary(tokenizer, artifacts[name], name=f"reward model {name!r}")
         _require_not_held_out(name, artifacts[name])
         scale = read_reward_scale(artifacts[name])
-        model = load_reward_model(artifacts[name].path, device=device).requires_grad_(False)
+        model = load_reward_model(artifacts[name].path, dtype=dtype, device=device).requires_grad_(False)
         sources.append(
             ModelReward(name, model, tokenizer, mean=scale.mean, std=scale.std, microbatch=settings.microbatch)
         )
@@ -136,12 +147,18 @@ def further_rewards(
 
 
 def build_models(
-    policy: Artifact, reward_model: Artifact, scale: RewardScale, settings: PPOSettings, device: torch.device
+    policy: Artifact,
+    reward_model: Artifact,
+    scale: RewardScale,
+    settings: PPOSettings,
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> ActorCritic:
     """Policy, reference and value model in the settings' parameterisation.
 
     What is trained is float32 whatever the device: half-precision weights would swallow small updates. The frozen
-    backbone of `lora` takes the device's best type.
+    backbone of `lora` takes `dtype`, by default the device's best type.
     """
     if settings.parameterisation == "full":
         model = load_policy(policy.path, dtype=torch.float32, device=device)
@@ -154,7 +171,7 @@ def build_models(
         critic = load_reward_model(reward_model.path, dtype=torch.float32, device=device)
         head = ValueHead.of_reward_model(critic, mean=scale.mean, std=scale.std)
         return SeparateModels(model, value_backbone=critic.base_model, value_head=head)  # pyright: ignore
-    model = load_policy(policy.path, dtype=pick_dtype(device), device=device)
+    model = load_policy(policy.path, dtype=dtype or pick_dtype(device), device=device)
     head = _head_for_policy_backbone(model, policy, reward_model, scale, settings)
     value_adapter = settings.value_model == "separate"
     return SharedBackbone(model, value_head=head, lora=settings.lora, value_adapter=value_adapter)
@@ -193,7 +210,9 @@ def read_reward_scale(reward_model: Artifact) -> RewardScale:
     return RewardScale(mean=float(mean), std=float(std))
 
 
-def _main_reward_model(models: ActorCritic, policy: Artifact, reward_model: Artifact, device: torch.device) -> Any:
+def _main_reward_model(
+    models: ActorCritic, policy: Artifact, reward_model: Artifact, device: torch.device, dtype: torch.dtype
+) -> Any:
     """An adapter over the shared backbone where the reward model is one and was trained over these very weights."""
     adapter = reward_model.path / REWARD_ADAPTER
     if isinstance(models, SharedBackbone) and adapter.is_dir():
@@ -201,7 +220,15 @@ def _main_reward_model(models: ActorCritic, policy: Artifact, reward_model: Arti
             logger.info("policy, value and reward model share one backbone.")
             return models.attach_reward_adapter(adapter)
         logger.info("the reward model's adapter belongs to another policy; it gets a backbone of its own.")
-    return load_reward_model(reward_model.path, device=device).requires_grad_(False)
+    return load_reward_model(reward_model.path, dtype=dtype, device=device).requires_grad_(False)
+
+
+def _shard(sharding: Sharding, models: ActorCritic, main: Any, further: Sequence[RewardSource]) -> None:
+    """Divides the models that learn and those that judge; an adapter is divided with its backbone."""
+    models.shard(sharding)
+    for model in (main, *(source.model for source in further if isinstance(source, ModelReward))):
+        if isinstance(model, PreTrainedModel):
+            sharding.apply(model)
 
 
 def _zero_head(model: PreTrainedModel) -> ValueHead:

@@ -124,6 +124,7 @@ def _run(
         _resume(trainer, store)
         _train(trainer, store, snapshots, tracking)
         if not world.is_main:
+            trainer.models.save_candidate(tokenizer, None, origin=origin, step=trainer.updates)
             return {}
         shared = {"inputs": digests, "settings": settings, "stage": "ppo"}
         summary = _write_history(trainer, output_history, shared)
@@ -204,12 +205,12 @@ class _Snapshots:
         self._origin = origin
 
     def take(self) -> None:
-        """Saves the policy as it is now, if one is due."""
+        """Saves the policy as it is now, if one is due; all processes take part, the first one writes."""
         step = self._trainer.updates
         if self._trainer.done or step % self._trainer.settings.evaluate_every_steps:
             return
-        target = self._path(step)
-        if target.exists():  # left by an attempt that was interrupted before its next checkpoint
+        target = self._path(step) if self._trainer.world.is_main else None
+        if target is not None and target.exists():  # left by an attempt that was interrupted before its next checkpoint
             shutil.rmtree(target)
         self._trainer.models.save_checkpoint(self._tokenizer, target, origin=self._origin, step=step)
 
@@ -239,12 +240,12 @@ def _train(trainer: PPOTrainer, store: CheckpointStore | None, snapshots: _Snaps
         if world.is_main:
             tracking.log_metrics(metrics_of_row(row), step=row["step"])
             _report(row, trainer.settings)
-            snapshots.take()
+        snapshots.take()
 
     with graceful_termination() as termination:
         termination.deferred = True
         trainer.train(
-            store=store if world.is_main else None,
+            store=store,
             after_step=after_step,
             stop_requested=lambda: world.any(termination.requested, device=trainer.models.device),
         )

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,6 +34,7 @@ from components.ppo.rewards import ModelReward, Rewards, RewardSource
 from components.ppo.rollout import EncodedPrompt, PromptCursor, Rollout, sample_rollout
 from components.ppo.scoring import Scores, require_finite, score_rollout
 from components.ppo.settings import PPOSettings
+from components.ppo.sharding import gather, load_parts, parts, parts_of
 from components.ppo.update import Updater, UpdateStatistics
 from components.ppo.world import World
 from components.shared.errors import InputError
@@ -221,7 +221,7 @@ class PPOTrainer:
         """Steps until done.
 
         Args:
-            store: Where resume checkpoints go; absent: none are kept.
+            store: Where resume checkpoints go; absent: none are kept. The first process writes, all are given it.
             after_step: Called with each row, before its checkpoint: what it writes is older than the checkpoint.
             stop_requested: Asked after each step; True saves a checkpoint and returns with `done` still False.
         """
@@ -231,18 +231,16 @@ class PPOTrainer:
                 after_step(row)
             stopping = stop_requested is not None and stop_requested()
             if store is not None and (stopping or self.done or self.updates % self.settings.save_every_steps == 0):
-                store.save(self.state())
+                self._save(store)
             if stopping:
                 return
 
     def state(self) -> TrainingState:
-        """All that `load_state` needs to go on from here."""
-        weights = {
-            "policy": _on_cpu(self.models.policy_parameters()),
-            "value": _on_cpu(self.models.value_parameters()),
-        }
+        """All that `load_state` needs to go on from here; all processes take part, the first one's is complete."""
+        policy, keep = self.models.policy_parameters(), self.world.is_main
+        weights = {"policy": gather(policy, keep=keep), "value": gather(self.models.value_parameters(), keep=keep)}
         if self._last_good is not None:
-            weights["last_good"] = self._last_good
+            weights["last_good"] = gather(policy, held=self._last_good, keep=keep)
         return TrainingState(
             step=self.updates,
             weights=weights,
@@ -259,17 +257,27 @@ class PPOTrainer:
 
     def load_state(self, state: TrainingState) -> None:
         """Goes to where `state` was taken; settings, inputs and seed must be the same."""
-        _load_weights(self.models.policy_parameters(), state.weights["policy"])
-        _load_weights(self.models.value_parameters(), state.weights["value"])
+        policy, value = self.models.policy_parameters(), self.models.value_parameters()
+        load_parts(policy, parts_of(state.weights["policy"], policy))
+        load_parts(value, parts_of(state.weights["value"], value))
         self._updater.load_state_dict(state.optimizers)
         restore_random_states(state.random)
-        self._last_good = state.weights.get("last_good")
+        good = state.weights.get("last_good")
+        self._last_good = None if good is None else parts_of(good, policy)
         self.controller.coef = state.progress["kl_coef"]
         self.rewards.load_state_dict(state.progress["reward_moments"])
         self._cursor.load_state_dict(state.progress["cursor"])
         self.stop_reason = state.progress["stop_reason"]
         self.history = list(state.progress["history"])
         self.updates = state.step
+
+    def _save(self, store: CheckpointStore) -> None:
+        """Saves a checkpoint; the processes go on, or end, together."""
+        if self.world.is_main or self.models.sharding is not None:
+            state = self.state()
+            if self.world.is_main:
+                store.save(state)
+        self.world.wait()
 
     def _learning_rate_factor(self) -> float:
         return learning_rate_factor(self.updates, self.settings)
@@ -289,13 +297,13 @@ class PPOTrainer:
     def _keep_as_good(self) -> None:
         """Remembers the policy just measured below the ceiling: a copy, on the CPU, of what is trained."""
         if self.settings.kl.ceiling_nats is not None:
-            self._last_good = _on_cpu(self.models.policy_parameters())
+            self._last_good = parts(self.models.policy_parameters())
 
     def _stop_at_ceiling(self, kl: float) -> None:
         self.stop_reason = f"kl {kl:.2f} nats is above the ceiling of {self.settings.kl.ceiling_nats:g} nats"
         logger.warning("step %d: %s; back to the policy before the last update.", self.updates + 1, self.stop_reason)
         if self._last_good is not None:
-            _load_weights(self.models.policy_parameters(), self._last_good)
+            load_parts(self.models.policy_parameters(), self._last_good)
             self.updates -= 1
 
 
@@ -309,13 +317,3 @@ def learning_rate_factor(updates: int, settings: PPOSettings) -> float:
     done = min(1.0, (updates - settings.warmup_steps) / falling)
     left = 1.0 - done if settings.learning_rate_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return settings.final_learning_rate_share + (1.0 - settings.final_learning_rate_share) * left
-
-
-def _on_cpu(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
-
-
-@torch.no_grad()
-def _load_weights(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])

@@ -6,6 +6,7 @@ among processes, and its gradient is the sum over its real tokens divided by the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,6 +22,7 @@ from components.ppo.packing import PackedBatch, length_sorted_chunks, pack
 from components.ppo.rollout import Rollout
 from components.ppo.scoring import Scores, require_finite
 from components.ppo.settings import PPOSettings
+from components.ppo.sharding import clip_gradients, gather_optimizer, is_sharded, load_optimizer
 from components.ppo.world import World
 
 __all__ = ["UpdateStatistics", "Updater"]
@@ -145,13 +147,16 @@ class Updater:
         names = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "approx_kl_update")
         sums = torch.zeros(len(names), dtype=torch.float64, device=self._models.device)
         chunks = list(length_sorted_chunks(minibatch, rollout.sequence_lengths, self._settings.microbatch))
-        for chosen in self._world.share(chunks):
+        for chosen, counts in self._world.turns(chunks):
             part = _Part.of(rollout, scores, advantages, chosen, pad_id=self._pad_id, device=self._models.device)
-            found = self._shared_pass(part, tokens, train_policy) if self._models.trunk_is_shared else {}
+            over = tokens if counts else math.inf  # a pass that does not count has a gradient of zero
+            found = self._shared_pass(part, over, train_policy) if self._models.trunk_is_shared else {}
             if not self._models.trunk_is_shared:
                 # One backward pass after the other: switching adapters in between would freeze what the first needs.
-                found = self._value_pass(part, tokens)
-                found |= self._policy_pass(part, tokens) if train_policy else {}
+                found = self._value_pass(part, over)
+                found |= self._policy_pass(part, over) if train_policy else {}
+            if not counts:
+                continue
             sums += torch.stack([found.get(name, torch.zeros(())).to(sums) for name in names])
         self._world.sum_(sums)
         self._world.sum_gradients(self._value_parameters)
@@ -160,13 +165,17 @@ class Updater:
         return dict(zip(names, (sums / tokens).tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Both optimizers' state."""
-        return {"policy": self._policy_optimizer.state_dict(), "value": self._value_optimizer.state_dict()}
+        """Both optimizers' state, whole; all processes take part, the first alone gets what was sharded."""
+        keep = self._world.is_main
+        return {
+            "policy": gather_optimizer(self._policy_optimizer, keep=keep),
+            "value": gather_optimizer(self._value_optimizer, keep=keep),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
-        self._policy_optimizer.load_state_dict(state["policy"])
-        self._value_optimizer.load_state_dict(state["value"])
+        load_optimizer(self._policy_optimizer, state["policy"])
+        load_optimizer(self._value_optimizer, state["value"])
 
     def _minibatches(self, episodes: int, seed: int) -> Iterator[list[int]]:
         random = np.random.default_rng(seed)
@@ -174,20 +183,20 @@ class Updater:
             for part in np.array_split(random.permutation(episodes), self._settings.minibatches):
                 yield part.tolist()
 
-    def _value_pass(self, part: _Part, tokens: int) -> dict[str, Tensor]:
+    def _value_pass(self, part: _Part, tokens: float) -> dict[str, Tensor]:
         """Backward pass of the value loss over `tokens`; sums over the part's tokens."""
         loss, found = self._value_loss(self._models.values(part.batch), part)
         (loss / tokens).backward()
         return found
 
-    def _policy_pass(self, part: _Part, tokens: int) -> dict[str, Tensor]:
+    def _policy_pass(self, part: _Part, tokens: float) -> dict[str, Tensor]:
         """Backward pass of the policy loss over `tokens`; sums over the part's tokens."""
         scored = self._models.policy_logprobs(part.batch, temperature=self._settings.temperature)
         loss, found = self._policy_loss(scored.logprobs, part)
         (loss / tokens).backward()
         return found
 
-    def _shared_pass(self, part: _Part, tokens: int, train_policy: bool) -> dict[str, Tensor]:
+    def _shared_pass(self, part: _Part, tokens: float, train_policy: bool) -> dict[str, Tensor]:
         """Both in one pass through the shared trunk; while the critic warms up, the head alone learns."""
         logprobs, values = self._models.policy_logprobs_and_values(
             part.batch, temperature=self._settings.temperature, detach_trunk=not train_policy
@@ -225,8 +234,8 @@ class Updater:
         self._value_optimizer.zero_grad(set_to_none=True)
         means = self.accumulate_gradients(rollout, scores, advantages, minibatch, train_policy=train_policy)
         limit = self._settings.max_grad_norm
-        value_norm = nn.utils.clip_grad_norm_(self._value_parameters, limit)
-        policy_norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit) if train_policy else torch.zeros(())
+        value_norm = clip_gradients(self._value_parameters, limit)
+        policy_norm = clip_gradients(self._policy_parameters, limit) if train_policy else torch.zeros(())
         require_finite("a loss or its gradient", value_norm, policy_norm, torch.tensor(list(means.values())))
         self._value_optimizer.step()
         if train_policy:
@@ -235,7 +244,9 @@ class Updater:
 
 
 def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=learning_rate, **_ADAM)  # pyright: ignore[reportArgumentType]
+    kinds = [[p for p in parameters if is_sharded(p) is kind] for kind in (False, True)]  # one kernel takes one kind
+    groups = [{"params": of_kind} for of_kind in kinds if of_kind]
+    return torch.optim.AdamW(groups, lr=learning_rate, **_ADAM)  # pyright: ignore[reportArgumentType]
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -4,6 +4,9 @@ Every process holds the whole of a step: the same rollout, scores and advantages
 among them is the work: each samples, scores and learns from its share, and what it found is added up over all of them.
 So every mean is taken over the whole batch (never a mean of the processes' means), and how many processes there are
 changes a result by rounding only.
+
+Where weights are sharded (`sharding`), a process cannot run a layer unless all others run it too: the world moves in
+lockstep, and who has less work than another fills up with work that does not count.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 __all__ = ["World"]
 
@@ -27,11 +31,13 @@ class World:
     Attributes:
         rank: From 0; the process with rank 0 writes what is written.
         size: Number of processes.
+        lockstep: Whether all must make the same passes through the models; sharding sets it.
     """
 
     def __init__(self, *, rank: int = 0, size: int = 1) -> None:
         self.rank = rank
         self.size = size
+        self.lockstep = False
 
     @classmethod
     def join(cls) -> World:
@@ -57,6 +63,15 @@ class World:
         """This process's part of `items`: every `size`-th, so that neighbours of like length are spread evenly."""
         return items if self.size == 1 else items[self.rank :: self.size]
 
+    def turns(self, items: Sequence[_Item]) -> list[tuple[_Item, bool]]:
+        """This process's part of `items`, each with True; in lockstep as many in every process.
+
+        What a part is short of is made up with the first of the items and False: passes whose result does not count.
+        """
+        mine = [(item, True) for item in self.share(items)]
+        missing = -(-len(items) // self.size) - len(mine) if self.lockstep else 0
+        return mine + [(item, False) for item in items[:1]] * missing
+
     def sum_(self, *tensors: Tensor) -> None:
         """Adds each tensor up over all processes, in place."""
         if self.size > 1:
@@ -64,10 +79,15 @@ class World:
                 dist.all_reduce(tensor)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds gradients up over all processes; a parameter that this process did not touch counts as zero."""
+        """Adds gradients up over all processes; a parameter that this process did not touch counts as zero.
+
+        Those of sharded parameters are left alone: they were added up when they were sharded.
+        """
         if self.size == 1:
             return
-        trained = list(parameters)
+        trained = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        if not trained:
+            return
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

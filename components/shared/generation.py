@@ -59,6 +59,7 @@ def generate(
     batch_size: int = 64,
     numbers: Sequence[int] | None = None,
     observe: Callable[[Tensor], Tensor] | None = None,
+    anyone: Callable[[bool], bool] | None = None,
 ) -> list[Generation]:
     """Samples answers, in the order of `prompts_ids`; those of one prompt follow each other.
 
@@ -74,6 +75,9 @@ def generate(
         numbers: Number of each answer's random stream; by default its place in the result.
         observe: Called with the last hidden states `(batch, hidden)` before each token, returns `(batch,)` numbers to
             keep. For models with an output head.
+        anyone: For a policy that several processes can only run together, each with as many prompts: called after each
+            token with whether this process has a row to go on with, says whether any process has. One that has none
+            keeps running the policy as long as others need it.
 
     Returns:
         `samples_per_prompt` generations a prompt.
@@ -84,7 +88,7 @@ def generate(
     numbers = range(count) if numbers is None else numbers
     if len(numbers) != count:
         raise ValueError(f"{len(numbers)} numbers for {count} answers")
-    sampler = _Sampler(policy, tokenizer, max_new_tokens, temperature, samples_per_prompt, observe)
+    sampler = _Sampler(policy, tokenizer, max_new_tokens, temperature, samples_per_prompt, observe, anyone)
     was_training = policy.training
     policy.eval()
     order = sorted(range(len(prompts_ids)), key=lambda index: len(prompts_ids[index]))
@@ -110,6 +114,7 @@ class _Sampler:
     temperature: float
     samples_per_prompt: int
     observe: Callable[[Tensor], Tensor] | None
+    anyone: Callable[[bool], bool] | None
 
     def sample(self, prompts_ids: list[list[int]], uniforms: np.ndarray) -> list[Generation]:
         """Left-pads the prompts, then decodes token by token; rows leave the batch as they finish.
@@ -138,7 +143,10 @@ class _Sampler:
             stopped = torch.isin(tokens, stops)
             _append(results, active, tokens, logprobs, entropies, observed, stopped)
             keep = (~stopped).nonzero().squeeze(1)
-            if len(keep) == 0 or step == self.max_new_tokens - 1:
+            if step == self.max_new_tokens - 1 or not self._goes_on(len(keep) > 0):
+                break
+            if len(keep) == 0:
+                self._keep_pace(ids[:1, -1:], self.max_new_tokens - 1 - step)
                 break
             if len(keep) < len(active):
                 cache.batch_select_indices(keep)
@@ -147,6 +155,16 @@ class _Sampler:
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
             positions = positions[:, -1:] + 1
         return results
+
+    def _goes_on(self, busy: bool) -> bool:
+        return busy if self.anyone is None else self.anyone(busy)
+
+    def _keep_pace(self, ids: Tensor, tokens: int) -> None:
+        """Runs the policy for others' sake, for as long as they decode and for at most `tokens` tokens."""
+        for left in reversed(range(tokens)):
+            self.policy(input_ids=ids, use_cache=False, logits_to_keep=1)
+            if left == 0 or not self._goes_on(False):
+                return
 
     def _forward(
         self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache

@@ -116,14 +116,18 @@ def make_models(settings: PPOSettings, *, policy: PreTrainedModel | None = None)
     torch.manual_seed(2)
     policy = policy or make_policy()
     if settings.parameterisation == "lora":
-        head = ValueHead.zero(16, policy.device)
+        head = ValueHead.zero(policy.config.hidden_size, policy.device)
         lora = LoRASettings.model_validate(settings.lora.model_dump())
         return SharedBackbone(policy, value_head=head, lora=lora, value_adapter=settings.value_model == "separate")
     if settings.value_model == "shared_trunk":
-        return SeparateModels(policy, value_backbone=None, value_head=ValueHead.zero(16, policy.device))
+        return SeparateModels(
+            policy, value_backbone=None, value_head=ValueHead.zero(policy.config.hidden_size, policy.device)
+        )
     if settings.value_init == "policy":
         backbone: Any = copy.deepcopy(policy.base_model)
-        return SeparateModels(policy, value_backbone=backbone, value_head=ValueHead.zero(16, policy.device))
+        return SeparateModels(
+            policy, value_backbone=backbone, value_head=ValueHead.zero(policy.config.hidden_size, policy.device)
+        )
     critic = make_reward_model()
     backbone = critic.base_model
     return SeparateModels(
