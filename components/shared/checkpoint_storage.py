@@ -104,13 +104,14 @@ def check_checkpoint_storage(root: str) -> None:
     prefix = ObjectPrefix(root)
     name = f"probe-{uuid.uuid4().hex}"
     prefix.names(name)
-    if not prefix.create(name, name.encode()) or prefix.create(name, b"another"):
+    honoured = prefix.create(name, name.encode()) and not prefix.create(name, b"another")
+    prefix.delete(name)
+    if not honoured:
         raise StorageError(
             "the server ignores the condition of a write (If-None-Match); two processes could train a run at once.",
             where=root,
             hint="Use a server that honours it, or a folder.",
         )
-    prefix.delete(name)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ __all__ = ["ObjectPrefix", "StorageError", "StoredObject", "is_object_storage"]
 _SCHEME = "s3://"
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
+_CONNECTIONS = 16
+"""A transfer manager uses ten, and the lease's thread one."""
 _CONFLICT_RETRIES = 5
 _TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
 _RIGHTS = "s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject"
@@ -191,8 +193,9 @@ class ObjectPrefix:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
+        config = Config(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS, max_pool_connections=_CONNECTIONS)
         try:
-            return boto3.client("s3", config=Config(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS))
+            return boto3.client("s3", config=config)
         except ValueError as error:
             raise InputError(f"{error}.", where="AWS_ENDPOINT_URL", hint="Write http(s)://host[:port].") from error
         except BotoCoreError as error:

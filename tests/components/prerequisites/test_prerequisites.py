@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.prerequisites.checks import check_base_model, check_disk, check_gpu
+from components.prerequisites.checks import check_base_model, check_checkpoints, check_disk, check_gpu
 from components.prerequisites.stage import run
 from components.shared.artifacts import write_artifact
 from components.shared.errors import InputError, PlumblineError
@@ -149,3 +150,16 @@ def test_without_the_hub_the_cached_models_commit_counts(monkeypatch: pytest.Mon
     cached = tmp_path / "snapshots" / ("c" * 40) / "config.json"
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(cached))
     assert len(model_digest("owner/name")) == 64
+
+
+def test_checkpoints_in_object_storage_are_tried_and_their_scratch_disk_measured(
+    bucket: str, bucket_client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = f"s3://{bucket}/checkpoints"
+    assert check_checkpoints(place, 0).startswith(f"checkpoints: {place}; disk: ")
+    assert "Contents" not in bucket_client.list_objects_v2(Bucket=bucket)
+    with pytest.raises(PlumblineError, match=f"{tmp_path}.*GiB needed"):
+        check_checkpoints(place, 1e9)
+    with pytest.raises(PlumblineError, match=r"no bucket 'absent-one'.*Create it"):
+        check_checkpoints("s3://absent-one/checkpoints", 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,14 @@ def test_a_bad_reward_model_is_written_and_says_that_it_failed(world, tmp_path):
     assert "accuracy_lower_bound" in {check["name"] for check in checks if not check["passed"]}
 
 
-def test_an_interrupted_run_goes_on_to_the_same_reward_model(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["a folder", "object storage, and on another machine"])
+def test_an_interrupted_run_goes_on_to_the_same_reward_model(world, tmp_path, monkeypatch, bucket, place):
     run(world, tmp_path / "whole")
-    monkeypatch.setenv(CHECKPOINTS_VARIABLE, str(tmp_path / "checkpoints"))
+    remote = place != "a folder"
+    monkeypatch.setenv(CHECKPOINTS_VARIABLE, f"s3://{bucket}/checkpoints" if remote else str(tmp_path / "checkpoints"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "here"))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
     pending = [20]
 
     def report(label: str, done: int, total: int, **_: Any) -> None:
@@ -146,7 +152,11 @@ def test_an_interrupted_run_goes_on_to_the_same_reward_model(world, tmp_path, mo
     assert exit_info.value.code == 143
     assert not (tmp_path / "resumed").exists()
 
+    steps = []
+    monkeypatch.setattr(hf_training, "report", lambda label, done, total, **_: steps.append(done))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     run(world, tmp_path / "resumed")
+    assert steps[0] == 21
     for name in ("model.safetensors", "evaluation.json", "reward.json"):
         assert sha256_file(tmp_path / "resumed" / name) == sha256_file(tmp_path / "whole" / name)
 

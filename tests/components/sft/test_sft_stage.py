@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,24 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(world, tmp_path, monkeyp
     assert steps[0] == (11 if interrupt is terminate else 9)
     assert weights_digest(tmp_path / "resumed") == weights_digest(tmp_path / "whole")
     assert not folder.exists()
+
+
+def test_a_run_interrupted_on_one_machine_goes_on_on_another(world, tmp_path, monkeypatch, bucket, bucket_client):
+    run(world, tmp_path / "whole", save_every_steps=4)
+    monkeypatch.setenv(CHECKPOINTS_VARIABLE, f"s3://{bucket}/checkpoints")
+    interrupt_at(10, monkeypatch, crash)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "here"))
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "resumed", save_every_steps=4)
+
+    steps = []
+    monkeypatch.setattr(hf_training, "report", lambda label, done, total, **_: steps.append(done))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    run(world, tmp_path / "resumed", save_every_steps=4)
+
+    assert steps[0] == 9
+    assert weights_digest(tmp_path / "resumed") == weights_digest(tmp_path / "whole")
+    assert "Contents" not in bucket_client.list_objects_v2(Bucket=bucket)
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage(world, tmp_path):
