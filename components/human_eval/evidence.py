@@ -25,6 +25,7 @@ from components.human_eval.rater_quality import (
     preferred,
     rate_raters,
 )
+from components.human_eval.rater_statistics import agreement_statistics, find_drift, review_queue
 from components.shared.statistics import (
     betting_confidence_sequence,
     betting_p_value,
@@ -111,6 +112,9 @@ def weigh_evidence(batch: Batch, judgements: Sequence[Judgement], *, seed: int) 
         "alpha": alpha,
         "raw_agreement": raw_agreement,
         "position_bias": position_bias(counted),
+        "agreement": agreement_statistics(counted, items),
+        "drift": find_drift(effective, items, alpha=settings.alpha),
+        "review_queue": review_queue(counted, items),
     }
     return Evidence(outcomes, statistics)
 

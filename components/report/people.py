@@ -25,6 +25,8 @@ from components.shared.report import (
 __all__ = ["raters_section", "samples_section"]
 
 _LONGEST_TEXT = 4000
+_SHOWN_OF_QUEUE = 20
+_DRIFT_SHOWN = 0.05
 
 
 def samples_section(parts: Parts) -> Section | Missing:
@@ -69,6 +71,7 @@ def raters_section(parts: Parts) -> Section | Missing:
                         ("Raters", len(statistics.get("raters") or {}), ", ".join(statistics.get("rater_kinds") or [])),
                         ("Raw agreement", statistics.get("raw_agreement"), "of two votes on one pair"),
                         ("Krippendorff's alpha", statistics.get("alpha"), "falls when models are close"),
+                        ("Fleiss' kappa", dig(statistics, "agreement", "fleiss_kappa"), "falls when models are close"),
                         (
                             "Position bias",
                             statistics.get("position_bias"),
@@ -79,6 +82,8 @@ def raters_section(parts: Parts) -> Section | Missing:
                 _comparisons(statistics),
                 _safety(statistics),
                 _raters(statistics),
+                _agreement(statistics),
+                _review_queue(statistics),
             ]
         ),
     )
@@ -233,12 +238,56 @@ def _raters(statistics: dict[str, Any]) -> Markup | None:
             row.get("gold_n"),
             row.get("repeat_agreement"),
             row.get("repeat_n"),
+            dig(statistics, "agreement", "raters", name, "raw"),
+            dig(statistics, "agreement", "raters", name, "kappa"),
+            _drift(dig(statistics, "drift", name)),
             row.get("counted"),
         ]
         for name, row in raters.items()
     ]
     left_out = sum(row.get("counted") is False for row in raters.values())
     remark = f"Votes of {format_number(left_out)} of {format_number(len(raters))} raters are set aside."
-    headers = ["rater", "votes", "gold accuracy", "gold items", "repeat agreement", "repeats", "counted"]
+    quality = ["rater", "votes", "gold accuracy", "gold items", "repeat agreement", "repeats"]
+    headers = [*quality, "agrees with others", "kappa with others", "worse in time", "counted"]
     content = join([paragraph(remark), table(headers, rows)])
     return details("Rater by rater", content, expanded=left_out > 0)
+
+
+def _drift(drift: dict[str, Any] | None) -> str:
+    """What the trend test says of a rater, such as `gold items (p 0.012)`."""
+    if not drift or not drift.get("drifts"):
+        return "" if drift is None else "not shown"
+    names = {"gold": "gold items", "agreement": "agreement"}
+    found = [(words, dig(drift, key, "p_holm")) for key, words in names.items()]
+    return ", ".join(f"{words} (p {format_number(p)})" for words, p in found if p is not None and p <= _DRIFT_SHOWN)
+
+
+def _agreement(statistics: dict[str, Any]) -> Markup | None:
+    """Agreement by slice."""
+    slices = dig(statistics, "agreement", "slices")
+    if not slices:
+        return None
+    keys = ("raw", "alpha", "fleiss_kappa", "cohen_kappa", "n_items")
+    rows = [[name, *(row.get(key) for key in keys)] for name, row in slices.items()]
+    headers = ["slice", "raw agreement", "alpha", "Fleiss' kappa", "Cohen's kappa (mean of pairs)", "items"]
+    return details("Agreement by slice", table(headers, rows))
+
+
+def _review_queue(statistics: dict[str, Any]) -> Markup | None:
+    """The items on which raters disagree the most."""
+    queue = statistics.get("review_queue")
+    if not queue:
+        return None
+    rows = [
+        [
+            row.get("comparison", "").replace("_", " "),
+            row.get("prompt_id"),
+            row.get("slice"),
+            ", ".join(f"{choice} {count}" for choice, count in (row.get("votes") or {}).items()),
+            row.get("agreement"),
+        ]
+        for row in queue[:_SHOWN_OF_QUEUE]
+    ]
+    remark = f"{format_number(len(queue))} items with low agreement, the worst {format_number(len(rows))} shown here."
+    headers = ["comparison", "prompt", "slice", "votes", "agreement"]
+    return details("Items to look at again", join([paragraph(remark), table(headers, rows)]))

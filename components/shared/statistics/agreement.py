@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from components.shared.errors import InputError
 
-__all__ = ["cohen_kappa", "krippendorff_alpha"]
+__all__ = ["cohen_kappa", "fleiss_kappa", "krippendorff_alpha", "pairwise_agreement"]
 
 
 def krippendorff_alpha(ratings: Iterable[Iterable[Hashable | None]]) -> float:
@@ -61,3 +61,40 @@ def cohen_kappa(ratings_a: Sequence[Hashable], ratings_b: Sequence[Hashable]) ->
     if expected == 1.0:
         raise InputError("all ratings are the same: kappa is undefined.", where="statistics")
     return (observed - expected) / (1.0 - expected)
+
+
+def fleiss_kappa(ratings: Iterable[Iterable[Hashable]]) -> float:
+    """Fleiss' kappa of units that were rated by any raters, each twice or more often (Fleiss 1971).
+
+    (P - P_e) / (1 - P_e): P is the mean over units of the share of pairs of ratings that agree, P_e that share if
+    everybody drew from the pooled answers. Fleiss had the same number of ratings for each unit; with several numbers
+    each unit counts once in P, and each rating once in P_e (Gwet 2014, chapter 3).
+
+    Args:
+        ratings: For each unit its ratings; units with fewer than two do not count.
+
+    Raises:
+        InputError: No unit has two ratings, or all ratings are equal (kappa is then undefined).
+    """
+    units = [unit for unit in map(list, ratings) if len(unit) >= 2]
+    if not units:
+        raise InputError("no unit has two ratings: agreement is unknown.", where="statistics")
+    totals = Counter(rating for unit in units for rating in unit)
+    n = totals.total()
+    expected = sum(count * count for count in totals.values()) / (n * n)
+    if expected == 1.0:
+        raise InputError("all ratings are the same: kappa is undefined.", where="statistics")
+    observed = sum(pairwise_agreement(unit) for unit in units) / len(units)
+    return (observed - expected) / (1.0 - expected)
+
+
+def pairwise_agreement(unit: Sequence[Hashable]) -> float:
+    """Share of the pairs of ratings of one unit that agree: 1 when all do, 1/3 for two against one.
+
+    Raises:
+        InputError: Fewer than two ratings.
+    """
+    size = len(unit)
+    if size < 2:
+        raise InputError(f"{size} rating(s) have no pair.", where="statistics")
+    return sum(count * (count - 1) for count in Counter(unit).values()) / (size * (size - 1))

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from components.shared.errors import InputError
-from components.shared.statistics import cohen_kappa, krippendorff_alpha
+from components.shared.statistics import cohen_kappa, fleiss_kappa, krippendorff_alpha, pairwise_agreement
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units.
 OBSERVERS = [
@@ -47,3 +47,43 @@ def test_kappa_known_answer() -> None:
 def test_kappa_that_is_undefined_is_refused(a: list, b: list) -> None:
     with pytest.raises(InputError):
         cohen_kappa(a, b)
+
+
+# Fleiss 1971, table 1 as reproduced in most textbooks: ten subjects, fourteen raters, five categories.
+FLEISS = [
+    [0, 0, 0, 0, 14],
+    [0, 2, 6, 4, 2],
+    [0, 0, 3, 5, 6],
+    [0, 3, 9, 2, 0],
+    [2, 2, 8, 1, 1],
+    [7, 7, 0, 0, 0],
+    [3, 2, 6, 3, 0],
+    [2, 5, 3, 2, 2],
+    [6, 5, 2, 1, 0],
+    [0, 2, 2, 3, 7],
+]
+
+
+def test_fleiss_kappa_reproduces_the_published_example() -> None:
+    units = [[category for category, count in enumerate(row) for _ in range(count)] for row in FLEISS]
+    assert fleiss_kappa(units) == pytest.approx(0.210, abs=5e-4)
+
+
+def test_fleiss_kappa_leaves_out_units_with_one_rating() -> None:
+    assert fleiss_kappa([["a", "a"], ["b", "b", "b"], ["a"]]) == 1.0
+
+
+@pytest.mark.parametrize("ratings", [[], [["a"], ["b"]], [["a", "a"], ["a", "a"]]])
+def test_fleiss_kappa_that_is_undefined_is_refused(ratings: list) -> None:
+    with pytest.raises(InputError):
+        fleiss_kappa(ratings)
+
+
+@pytest.mark.parametrize(("unit", "share"), [("aa", 1.0), ("aab", 1 / 3), ("abc", 0.0), ("aabb", 1 / 3), ("aaab", 0.5)])
+def test_pairwise_agreement_is_the_share_of_pairs(unit: str, share: float) -> None:
+    assert pairwise_agreement(list(unit)) == pytest.approx(share)
+
+
+def test_one_rating_has_no_pair() -> None:
+    with pytest.raises(InputError):
+        pairwise_agreement(["a"])
