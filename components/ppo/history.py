@@ -6,7 +6,6 @@ therefore the reference itself: KL 0.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,14 +19,12 @@ from components.ppo.rollout import Rollout
 from components.ppo.scoring import Scores
 from components.ppo.settings import KLSettings
 from components.ppo.update import UpdateStatistics
+from components.shared.policy_optimization import metric_name, repetition_share
 
-__all__ = ["explained_variance", "history_row", "metrics_of_row", "repetition_share", "summarise"]
+__all__ = ["explained_variance", "history_row", "metrics_of_row", "summarise"]
 
 _FINAL_WINDOW = 5
 """Steps that `final` figures average over: one batch's mean is too noisy to compare runs by."""
-
-_NOT_IN_METRIC_NAMES = re.compile(r"[^A-Za-z0-9_\-. ]")
-"""MLflow refuses a whole batch of metrics for one name with another character."""
 
 _NOT_METRICS = frozenset({"alarms", "slices", "step"})
 
@@ -93,17 +90,11 @@ def explained_variance(scores: Scores, advantages: Advantages) -> float:
     return float(1.0 - masked_variance(advantages.returns - scores.values, scores.mask) / variance)
 
 
-def repetition_share(response_ids: Sequence[int]) -> float:
-    """Share of a response's token trigrams that occurred in it before."""
-    trigrams = list(zip(response_ids, response_ids[1:], response_ids[2:], strict=False))
-    return 1.0 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
-
-
 def metrics_of_row(row: dict[str, Any]) -> dict[str, float]:
     """A row as flat metrics, slices as `slice/<name>/<metric>`, for a tracking server."""
     flat = {name: value for name, value in row.items() if name not in _NOT_METRICS and value is not None}
     for name, figures in row["slices"].items():
-        safe = _NOT_IN_METRIC_NAMES.sub("_", name)
+        safe = metric_name(name).replace("/", "_")
         flat |= {f"slice/{safe}/{metric}": value for metric, value in figures.items()}
     return flat
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,27 +15,9 @@ from components.ppo.models import ActorCritic
 from components.ppo.settings import PPOSettings
 from components.ppo.world import World
 from components.shared.generation import Generation, generate
+from components.shared.policy_optimization import EncodedPrompt
 
 __all__ = ["EncodedPrompt", "PromptCursor", "Rollout", "sample_rollout"]
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as the policy reads it.
-
-    Attributes:
-        ids: Token ids, chat template applied.
-        slice: The part of the data it is reported under.
-        id: Its id in the data, if it has one.
-        text: The prompt as in the data; None: what the ids say.
-        metadata: What the data says of it beside; for rules.
-    """
-
-    ids: list[int]
-    slice: str
-    id: str | None = None
-    text: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PromptCursor:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,37 +18,33 @@ from components.ppo.sharding import Sharding
 from components.ppo.trainer import PPOTrainer
 from components.ppo.world import World
 from components.shared.artifacts import Artifact
-from components.shared.errors import ArtifactError, InputError
+from components.shared.errors import InputError
 from components.shared.files import read_json
 from components.shared.models import (
     REWARD_ADAPTER,
-    encode_prompt,
     load_policy,
     load_reward_model,
     load_tokenizer,
     pick_device,
     pick_dtype,
 )
-from components.shared.records import PromptRecord, prompt_text, read_records
+from components.shared.policy_optimization import (
+    RewardScale,
+    encode_prompts,
+    position_limit,
+    read_reward_scale,
+    require_not_held_out,
+    require_room,
+    require_same_vocabulary,
+)
 
 __all__ = [
-    "RewardScale",
     "build_models",
     "build_trainer",
-    "encode_prompts",
     "further_rewards",
-    "read_reward_scale",
 ]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RewardScale:
-    """Mean and standard deviation of a reward model's raw rewards on held-out answers."""
-
-    mean: float
-    std: float
 
 
 def build_trainer(
@@ -84,12 +77,15 @@ def build_trainer(
     sharding = None if settings.sharding == "none" else Sharding(settings.sharding, world, device)
     home = device if sharding is None else torch.device("cpu")  # what is sharded need not fit on the device whole
     tokenizer = load_tokenizer(policy.path)
-    _require_same_vocabulary(tokenizer, reward_model, name="reward model")
+    require_same_vocabulary(tokenizer, reward_model)
+    require_not_held_out(reward_model)
     prompts = encode_prompts(dataset.file("prompts/train.jsonl"), tokenizer)
     _require_safety_slices(prompts, settings.reward)
     scale = read_reward_scale(reward_model)
     models = build_models(policy, reward_model, scale, settings, home, dtype=dtype)
-    _require_room(models.sampling_policy(), prompts, settings)
+    require_room(
+        prompts, settings.max_response_tokens, position_limit(models.sampling_policy()), where="ppo.max_response_tokens"
+    )
     main = _main_reward_model(models, policy, reward_model, home, dtype)
     options: Any = {"tokenizer": tokenizer, "device": home, "dtype": dtype}
     further = further_rewards(settings, further_reward_models or {}, **options)
@@ -136,8 +132,8 @@ def further_rewards(
     for name in settings.reward.reward_models:
         if name not in artifacts:
             raise InputError(f"the reward model of source {name!r} was not given.", where="ppo.reward.sources")
-        _require_same_vocabulary(tokenizer, artifacts[name], name=f"reward model {name!r}")
-        _require_not_held_out(name, artifacts[name])
+        require_same_vocabulary(tokenizer, artifacts[name], name=f"reward model {name!r}")
+        require_not_held_out(artifacts[name], name=f"reward model {name!r}")
         scale = read_reward_scale(artifacts[name])
         model = load_reward_model(artifacts[name].path, dtype=dtype, device=device).requires_grad_(False)
         sources.append(
@@ -175,39 +171,6 @@ def build_models(
     head = _head_for_policy_backbone(model, policy, reward_model, scale, settings)
     value_adapter = settings.value_model == "separate"
     return SharedBackbone(model, value_head=head, lora=settings.lora, value_adapter=value_adapter)
-
-
-def encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[EncodedPrompt]:
-    """Reads prompt records and applies the chat template."""
-    return [
-        EncodedPrompt(
-            ids=encode_prompt(tokenizer, record.prompt),
-            slice=record.slice,
-            id=record.id,
-            text=prompt_text(record.prompt),
-            metadata=record.metadata,
-        )
-        for record in read_records(path, PromptRecord)
-    ]
-
-
-def read_reward_scale(reward_model: Artifact) -> RewardScale:
-    """`reward.json` of a reward model.
-
-    Raises:
-        ArtifactError: Mean or deviation is absent, not finite, or the deviation is not positive.
-    """
-    path = reward_model.file("reward.json")
-    values = read_json(path)
-    mean, std = values.get("mean"), values.get("std")
-    valid = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (mean, std))
-    if not valid or std <= 0:
-        raise ArtifactError(
-            f"needs a finite mean and a positive std, has {mean!r} and {std!r}.",
-            where=str(path),
-            hint="Run the reward_model stage again.",
-        )
-    return RewardScale(mean=float(mean), std=float(std))
 
 
 def _main_reward_model(
@@ -251,41 +214,10 @@ def _head_for_policy_backbone(
     return ValueHead.of_reward_model(source, mean=scale.mean, std=scale.std)
 
 
-def _require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, reward_model: Artifact, *, name: str) -> None:
-    if load_tokenizer(reward_model.path).get_vocab() != tokenizer.get_vocab():
-        raise InputError(
-            f"policy and {name} have different vocabularies; responses are scored as token ids.",
-            where=str(reward_model.path),
-            hint="Train the reward model from this policy.",
-        )
-
-
-def _require_not_held_out(name: str, reward_model: Artifact) -> None:
-    if read_json(reward_model.file("reward.json")).get("train_split") == "divergence":
-        raise InputError(
-            f"reward model {name!r} was trained on the divergence split, which is kept apart to judge "
-            f"over-optimisation: once it is optimised, it judges nothing.",
-            where=str(reward_model.path),
-            hint="Take one that was trained on the train split, of another seed or run.",
-        )
-
-
 def _require_safety_slices(prompts: Sequence[EncodedPrompt], settings: RewardSettings) -> None:
     if absent := sorted(set(settings.safety.slices) - {prompt.slice for prompt in prompts}):
         raise InputError(
             f"no training prompt is of slice {absent[0]!r}.",
             where="ppo.reward.safety.slices",
             hint=f"The slices are {', '.join(sorted({prompt.slice for prompt in prompts}))}.",
-        )
-
-
-def _require_room(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], settings: PPOSettings) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(prompt.ids) for prompt in prompts), default=0)
-    if limit is not None and longest + settings.max_response_tokens > limit:
-        raise InputError(
-            f"the longest prompt ({longest} tokens) and max_response_tokens ({settings.max_response_tokens}) together "
-            f"pass the model's {limit} positions.",
-            where="ppo.max_response_tokens",
-            hint="Lower it, or leave out the longest prompts.",
         )

@@ -135,9 +135,8 @@ class _Sampler:
         for step in range(self.max_new_tokens):
             logits, observed = self._forward(ids, mask, positions, cache)
             if step == 0 and copies > 1:
-                logits, observed, mask, positions = (
-                    _repeat(each, copies) for each in (logits, observed, mask, positions)
-                )
+                logits, mask, positions = (each.repeat_interleave(copies, dim=0) for each in (logits, mask, positions))
+                observed = None if observed is None else observed.repeat_interleave(copies, dim=0)
                 cache.batch_repeat_interleave(copies)
             tokens, logprobs, entropies = _choose(logits, pad, self.temperature, draws[active, step])
             stopped = torch.isin(tokens, stops)
@@ -187,10 +186,6 @@ class _Sampler:
                 hook.remove()
         observed = self.observe(seen[0][:, -1]) if self.observe is not None else None
         return output.logits[:, -1].float(), observed
-
-
-def _repeat(values: Tensor | None, copies: int) -> Tensor | None:
-    return None if values is None else values.repeat_interleave(copies, dim=0)
 
 
 def _append(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,7 +15,7 @@ from components.shared.artifacts import Artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json
 from components.shared.models import encode_prompt, load_tokenizer
-from components.shared.records import PromptRecord, read_records
+from components.shared.records import PromptRecord, prompt_text, read_records
 
 __all__ = [
     "EncodedPrompt",
@@ -40,10 +41,16 @@ class EncodedPrompt:
     Attributes:
         ids: Token ids, chat template applied.
         slice: The part of the data it is reported under.
+        id: Its id in the data, if it has one.
+        text: The prompt as in the data; None: what the ids say.
+        metadata: What the data says of it beside; for rules.
     """
 
     ids: list[int]
     slice: str
+    id: str | None = None
+    text: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,13 @@ def encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Encod
         InputError: A record is not valid, or there is none.
     """
     prompts = [
-        EncodedPrompt(ids=encode_prompt(tokenizer, record.prompt), slice=record.slice)
+        EncodedPrompt(
+            ids=encode_prompt(tokenizer, record.prompt),
+            slice=record.slice,
+            id=record.id,
+            text=prompt_text(record.prompt),
+            metadata=record.metadata,
+        )
         for record in read_records(path, PromptRecord)
     ]
     if not prompts:
@@ -88,7 +101,7 @@ def read_reward_scale(reward_model: Artifact) -> RewardScale:
     return RewardScale(mean=float(mean), std=float(std))
 
 
-def require_not_held_out(reward_model: Artifact) -> None:
+def require_not_held_out(reward_model: Artifact, *, name: str = "the reward model") -> None:
     """Refuses to optimise the reward model that is kept apart to judge over-optimisation.
 
     Raises:
@@ -97,14 +110,16 @@ def require_not_held_out(reward_model: Artifact) -> None:
     path = reward_model.file("reward.json")
     if read_json(path).get("train_split") == "divergence":
         raise InputError(
-            "the reward model was trained on the divergence split, which is kept apart to judge over-optimisation: "
-            "once it is optimised, it judges nothing.",
+            f"{name} was trained on the divergence split, which is kept apart to judge over-optimisation: once it is "
+            f"optimised, it judges nothing.",
             where=str(path),
             hint="Take one that was trained on the train split.",
         )
 
 
-def require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, reward_model: Artifact) -> None:
+def require_same_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, reward_model: Artifact, *, name: str = "reward model"
+) -> None:
     """Refuses a reward model that reads the policy's token ids as other words.
 
     Raises:
@@ -112,7 +127,7 @@ def require_same_vocabulary(tokenizer: PreTrainedTokenizerBase, reward_model: Ar
     """
     if load_tokenizer(reward_model.path).get_vocab() != tokenizer.get_vocab():
         raise InputError(
-            "policy and reward model have different vocabularies; responses are scored as token ids.",
+            f"policy and {name} have different vocabularies; responses are scored as token ids.",
             where=str(reward_model.path),
             hint="Train the reward model from this policy.",
         )

@@ -55,7 +55,7 @@ def test_two_processes_reproduce_one(tmp_path: Path, settings: dict[str, Any]) -
 
 
 def test_an_error_in_the_processes_is_told_as_it_is(tmp_path: Path) -> None:
-    with pytest.raises(PlumblineError, match="64 positions"):
+    with pytest.raises(PlumblineError, match="limit of 64 tokens"):
         run(**run_arguments(tmp_path, processes=2, max_response_tokens=100))
 
 

@@ -84,7 +84,7 @@ def test_unknown_setting_is_named(tmp_path: Path) -> None:
 def test_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     arguments = run_arguments(tmp_path, max_response_tokens=62)
 
-    with pytest.raises(InputError, match="64 positions"):
+    with pytest.raises(InputError, match="limit of 64 tokens"):
         run(**arguments)
     assert not Path(arguments["output_policy"]).exists()
 

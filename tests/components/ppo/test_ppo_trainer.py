@@ -10,10 +10,11 @@ import torch
 from tiny_ppo import make_prompts, make_settings, make_tokenizer, make_trainer
 
 from components.ppo.errors import NotFiniteError
-from components.ppo.history import metrics_of_row, repetition_share, summarise
+from components.ppo.history import metrics_of_row, summarise
 from components.ppo.rollout import PromptCursor
 from components.ppo.trainer import PPOTrainer, learning_rate_factor
 from components.shared.errors import InputError
+from components.shared.policy_optimization import repetition_share
 
 
 @pytest.mark.parametrize("parameterisation", ["full", "lora"])
