@@ -225,6 +225,20 @@ class RatingDesk:
             ).scalar()
         return self._task(batch_id, turn, rater, expires, draft=draft)
 
+    def show(self, task_id: str, rater: str) -> Task:
+        """An item that was handed to the rater, once more, with the rater's answer if there is one.
+
+        Raises:
+            UnknownTaskError: The item was never handed to this rater.
+        """
+        batch_id, turn = self._find(task_id, rater)
+        with self._database.transaction() as connection:
+            latest = latest_judgement(connection, turn, rater)
+            expires = connection.execute(
+                select(func.max(LeaseRow.expires_at)).where(LeaseRow.task_id == task_id)
+            ).scalar_one()
+        return self._task(batch_id, turn, rater, expires, previous=_answer_of(latest) if latest else None)
+
     def submit(self, task_id: str, rater: str, answer: RaterAnswer, *, rater_kind: RaterKind = "human") -> Receipt:
         """Stores an answer; the same request again is a no-op with the same answer.
 

@@ -21,7 +21,9 @@ class ApprovalError(PlumblineError):
     """An approval that does not count."""
 
 
-def approve(model: str, version: str, actor: str, reason: str, *, office: Office | None = None) -> State:
+def approve(
+    model: str, version: str, actor: str, reason: str, *, binding: str | None = None, office: Office | None = None
+) -> State:
     """Approves a release.
 
     Args:
@@ -29,12 +31,14 @@ def approve(model: str, version: str, actor: str, reason: str, *, office: Office
         version: The version that awaits approval.
         actor: Who approves.
         reason: Why.
+        binding: Of the verdict that the actor looked at; None approves the latest one.
 
     Returns:
         The state after it: APPROVED when it was the last approval needed.
 
     Raises:
-        ApprovalError: The actor asked for the release, or the verdict has expired or been superseded.
+        ApprovalError: The actor asked for the release, looked at another verdict, or the verdict has expired or been
+            superseded.
         IllegalMoveError: The version does not await approval.
     """
     office = office or open_office()
@@ -49,6 +53,12 @@ def approve(model: str, version: str, actor: str, reason: str, *, office: Office
         ended = lapse(view, version)
         if ended is not None:
             return [ended]
+        if binding is not None and binding != asked.data["binding"]:
+            raise ApprovalError(
+                "the verdict has changed since you looked at it; nothing was approved.",
+                where=f"{model} version {version}",
+                hint="Look at the new evidence first.",
+            )
         if _same_person(actor, [view.requester(version)]):
             raise ApprovalError(
                 f"{actor} asked for this release and cannot approve it.",

@@ -84,6 +84,11 @@ class Ledger:
         with self._engine.connect() as connection:
             return LedgerView(model, _entries(connection, model))
 
+    def models(self) -> list[str]:
+        """The models that have a ledger, by name."""
+        with self._engine.connect() as connection:
+            return list(connection.execute(select(LEDGER.c.model).distinct().order_by(LEDGER.c.model)).scalars())
+
     def append(self, model: str, plan: Planner) -> tuple[LedgerView, list[Entry]]:
         """Appends what `plan` decides, all of it or nothing.
 

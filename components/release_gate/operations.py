@@ -32,10 +32,18 @@ def repair(model: str) -> dict[str, Any]:
     return {"changed": office.repair(model)}
 
 
-def approve(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
-    """Approves a release; with the last approval that its policy asks for, it is promoted."""
+def approve(model: str, version: str, *, actor: str, reason: str, binding: str | None = None) -> dict[str, Any]:
+    """Approves a release; with the last approval that its policy asks for, it is promoted.
+
+    Args:
+        model: Registered model.
+        version: The version that awaits approval.
+        actor: Who approves.
+        reason: Why.
+        binding: Of the verdict that the actor looked at; another one by now is an error.
+    """
     opened = office.open_office()
-    approvals.approve(model, version, actor, reason, office=opened)
+    approvals.approve(model, version, actor, reason, binding=binding, office=opened)
     return _as_dict(promotion.promote(model, version, actor, office=opened))
 
 
@@ -50,9 +58,16 @@ def break_glass(model: str, version: str, *, actor: str, reason: str) -> dict[st
     return _as_dict(promotion.break_glass(model, version, actor, reason))
 
 
-def rollback(model: str, *, actor: str, reason: str) -> dict[str, Any]:
-    """Takes the live version back. `version` is the one that is champion again, `taken_back` the one that was."""
-    outcome = promotion.rollback(model, actor, reason)
+def rollback(model: str, *, actor: str, reason: str, version: str | None = None) -> dict[str, Any]:
+    """Takes the live version back. `version` is the one that is champion again, `taken_back` the one that was.
+
+    Args:
+        model: Registered model.
+        actor: Who does it.
+        reason: Why.
+        version: The version to take back; by default whichever is live.
+    """
+    outcome = promotion.rollback(model, actor, reason, version=version)
     return _as_dict(outcome) | {"version": outcome.champion, "taken_back": outcome.version}
 
 

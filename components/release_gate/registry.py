@@ -134,6 +134,31 @@ class Registry:
         heads = [_parse_head((version.tags or {}).get(_HEAD)) for version in self._versions(model)]
         return [head for head in heads if head is not None]
 
+    def keep(self, model: str, version: str, folder: Path, place: str) -> None:
+        """Puts a folder beside a version's files; what is there already is written over.
+
+        Args:
+            model: Registered model.
+            version: Its version.
+            folder: What to keep.
+            place: Path below the version's run, such as `dossiers/<binding>`.
+        """
+        run_id = self._run_of(model, version)
+        _patiently(lambda: self._client.log_artifacts(run_id, str(folder), place))
+
+    def fetch(self, model: str, version: str, place: str, into: Path) -> Path | None:
+        """Downloads what `keep` put at a place; None if nothing is there."""
+        run_id = self._run_of(model, version)
+        if not self._client.list_artifacts(run_id, place):
+            return None
+        return Path(self._client.download_artifacts(run_id, place, str(into)))
+
+    def _run_of(self, model: str, version: str) -> str:
+        run_id = self._client.get_model_version(model, version).run_id
+        if not run_id:
+            raise RegistryError("names no run.", where=f"{model} version {version}", hint="Register it by the gate.")
+        return run_id
+
     def _upload(self, artifact: Artifact) -> str:
         """Uploads a policy into a run of its own, once per digest; returns the run's id."""
         experiment = self._experiment()

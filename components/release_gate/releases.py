@@ -68,6 +68,7 @@ class JudgedRelease:
         digests: Digest of everything it rests on, by name: candidate, champion, policy and each evidence artifact.
         policy: The policy that decided.
         actor: Who ran the gate.
+        criteria: Digest of all criteria, with their numbers; so the ledger vouches for what the release page shows.
     """
 
     verdict: Verdict
@@ -75,6 +76,7 @@ class JudgedRelease:
     digests: Mapping[str, str]
     policy: GatePolicy
     actor: str
+    criteria: str = ""
 
     @property
     def binding(self) -> str:
@@ -174,6 +176,7 @@ def _move(version: str, event: Event, judged: JudgedRelease) -> Move:
         "approvals_required": judged.policy.release.approvals_required,
         "expires_at": expires.isoformat(),
         "champion": judged.digests.get("champion", ""),
+        "criteria": judged.criteria,
     }
     return Move(version, event, judged.actor, judged.reason, dict(judged.digests), details)
 

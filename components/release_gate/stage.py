@@ -2,7 +2,8 @@
 
     read the evidence > is it about these models? > criteria > worst one wins > verdict on the ledger > decision
 
-`run_gate` judges a candidate, or the live model in soak. It moves nothing: `run_promote`, `run_rollback` and
+`run_gate` judges a candidate, or the live model in soak. The evidence
+is kept beside the model version, for those who decide. It moves nothing: `run_promote`, `run_rollback` and
 `run_keep_champion` act on the decision it wrote. Each may be run again after a kill.
 """
 
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from components.release_gate.criteria import judge_all
 from components.release_gate.divergence import measure_gap
+from components.release_gate.dossier import keep_dossier
 from components.release_gate.entries import LedgerView
 from components.release_gate.evidence import Case, Source, read_source
 from components.release_gate.findings import Criterion, Finding
@@ -37,7 +39,7 @@ from components.release_gate.states import Event, State, is_live
 from components.release_gate.verdict import Judgement, Verdict, decide
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.errors import InputError, PlumblineError
-from components.shared.files import read_json, write_json
+from components.shared.files import digest_of, read_json, write_json
 from components.shared.tracking import stage_run
 
 __all__ = ["ACTOR_VARIABLE", "run_gate", "run_keep_champion", "run_promote", "run_rollback"]
@@ -135,7 +137,8 @@ def run_gate(
         criteria = judge_all(case) + _rejected_before(view, subject)
         judgement = _with_notes(decide(criteria, live=case.live), _unchecked_baseline(subject))
         digests = _digests(case, subject)
-        judged = JudgedRelease(judgement.verdict, _in_short(judgement), digests, rules, _actor())
+        found = [criterion.as_dict() for criterion in judgement.criteria]
+        judged = JudgedRelease(judgement.verdict, _in_short(judgement), digests, rules, _actor(), digest_of(found))
         version, state = _record(office, model_name, subject, judged)
         if not case.live:
             judgement = _with_notes(judgement, unknown_requester(office.ledger.view(model_name), version, judged))
@@ -144,6 +147,15 @@ def run_gate(
             output, "decision", inputs=digests, settings=rules.model_dump(mode="json"), stage="release_gate"
         ) as draft:
             write_json(draft.path / "decision.json", decision)
+        paths = {
+            "decision": output,
+            "evaluation": evaluation,
+            "human_evidence": evidence,
+            "reward_model": reward_model,
+            "heldout_reward_model": heldout_reward_model,
+            "training_history": history,
+        }
+        keep_dossier(office.registry, model_name, version, decision["binding"], paths)
         tracked.set_tags({"plumbline.verdict": str(judgement.verdict), "plumbline.version": version})
         tracked.log_metrics({f"gate/{found.name}": found.value for found in criteria if found.value is not None})
     _announce(judgement, decision["policy"]["looser_than_production"], rules, model_name, version)

@@ -7,7 +7,6 @@ from typing import Any
 from markupsafe import Markup
 
 from components.report.parts import Missing, Parts, dig
-from components.report.trajectory import checkpoints, paired_gain, slices_of
 from components.shared.report import (
     ABSENT,
     Panel,
@@ -22,6 +21,7 @@ from components.shared.report import (
     svg_panels,
     table,
 )
+from components.shared.trajectory import checkpoints, paired_gain, slices_of
 
 __all__ = ["slices_section"]
 

@@ -15,6 +15,7 @@ from typing import Any
 from components.shared.artifacts import Artifact, read_artifact
 from components.shared.errors import PlumblineError
 from components.shared.files import read_json, read_jsonl
+from components.shared.trajectory import dig
 
 __all__ = ["ROLES", "Missing", "Parts", "dig", "read_parts"]
 
@@ -106,15 +107,6 @@ class Parts:
         if self.live:
             return f"No {role} artifact: a check of a live model does not make one."
         return f"Not reached: the run left no {role} artifact."
-
-
-def dig(value: Any, *keys: str) -> Any:
-    """`value[a][b]...`, or None as soon as something on the way is absent."""
-    for key in keys:
-        if not isinstance(value, Mapping) or value.get(key) is None:
-            return None
-        value = value[key]
-    return value
 
 
 def read_parts(artifacts: Mapping[str, str]) -> Parts:

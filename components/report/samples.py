@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.report.parts import Parts
-from components.report.trajectory import standard_deviation
+from components.shared.trajectory import standard_deviation
 
 __all__ = ["MOST_DISLIKED", "PER_SLICE", "Answer", "Sample", "choose_samples"]
 

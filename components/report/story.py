@@ -10,12 +10,9 @@ from markupsafe import Markup
 from components.report.gao_curve import gao_curve
 from components.report.parts import Missing, Parts, dig
 from components.report.settings import RunInfo
-from components.report.trajectory import Checkpoint, Estimate, checkpoints
 from components.report.verdict import Outcome
 from components.shared.report import (
-    Panel,
     Section,
-    Series,
     badge,
     figures,
     format_interval,
@@ -28,10 +25,9 @@ from components.shared.report import (
     svg_panels,
     table,
 )
+from components.shared.trajectory import Checkpoint, checkpoints, trajectory_in_words, trajectory_panels
 
-__all__ = ["criteria_section", "divergence_section", "story_panels", "trajectory_section", "verdict_section"]
-
-_MOST_HISTORY_POINTS = 400
+__all__ = ["criteria_section", "divergence_section", "trajectory_section", "verdict_section"]
 
 
 def verdict_section(parts: Parts, run: RunInfo, outcome: Outcome) -> Section:
@@ -60,46 +56,13 @@ def trajectory_section(parts: Parts) -> Section | Missing:
         "when the reward rises and people turn away, the policy exploits the reward model."
     )
     chart = svg_panels(
-        story_panels(parts, points),
+        trajectory_panels(parts, points),
         title="Does what the reward likes, people like too?",
         x_label=f"{parts.optimizer} step",
-        description=_trajectory_in_words(points),
+        description=trajectory_in_words(points),
     )
     content = [chart, paragraph(explanation), _checkpoint_table(points), *gao_curve(parts)]
     return Section("Reward, KL and people", join(content))
-
-
-def story_panels(parts: Parts, points: Sequence[Checkpoint]) -> list[Panel]:
-    """The three panels: reward gain, KL, human win rate, over training steps."""
-    target = dig(parts.history_summary, "kl_target")
-    rows = thin(parts.history)
-    training = (
-        [Series("training prompts", [r["step"] for r in rows], [r.get("kl") for r in rows], colour=3, faint=True)]
-        if rows
-        else []
-    )
-    return [
-        Panel(
-            "reward gain (sd)",
-            [
-                _series("optimised reward model", points, "reward"),
-                _series("held-out reward model", points, "heldout"),
-            ],
-            {"baseline": 0.0},
-            height=1.9,
-        ),
-        Panel(
-            "KL (nats per answer)",
-            [_series("held-out prompts", points, "kl", colour=3), *training],
-            {"target": target} if target is not None else {},
-        ),
-        Panel(
-            "human win rate",
-            [_series("people, against the baseline", points, "human", colour=2)],
-            {"as good as the baseline": 0.5},
-            (0.0, 1.0),
-        ),
-    ]
 
 
 def criteria_section(parts: Parts) -> Section | Missing:
@@ -151,37 +114,7 @@ def divergence_section(parts: Parts) -> Section | Missing:
     return Section(title, join([chart, paragraph(text)]))
 
 
-def thin(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """At most a few hundred rows, evenly spaced, the last one included: more cannot be seen on a chart."""
-    if len(rows) <= _MOST_HISTORY_POINTS:
-        return rows
-    stride = -(-len(rows) // _MOST_HISTORY_POINTS)
-    return [*rows[:-1][::stride], rows[-1]]
-
-
 _NO_DIVERGENCE = "Divergence could not be measured: the reward model's or people's win rate is missing."
-
-
-def _series(name: str, points: Sequence[Checkpoint], key: str, colour: int | None = None) -> Series:
-    estimates: list[Estimate] = [getattr(point, key) for point in points]
-    return Series(
-        name,
-        [point.step for point in points],
-        [estimate.value for estimate in estimates],
-        [estimate.lower for estimate in estimates],
-        [estimate.upper for estimate in estimates],
-        markers=True,
-        colour=colour,
-    )
-
-
-def _trajectory_in_words(points: Sequence[Checkpoint]) -> str:
-    last = points[-1]
-    return (
-        f"At step {last.step}: reward gain {format_number(last.reward.value, 2)} sd, held-out reward model "
-        f"{format_number(last.heldout.value, 2)} sd, KL {format_number(last.kl.value, 2)} nats, human win rate "
-        f"{format_number(last.human.value, 2)}."
-    )
 
 
 def _checkpoint_table(points: Sequence[Checkpoint]) -> Markup:

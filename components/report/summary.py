@@ -7,8 +7,8 @@ from typing import Any
 
 from components.report.parts import Parts, dig
 from components.report.settings import RunInfo
-from components.report.trajectory import in_deviations
 from components.report.verdict import judge
+from components.shared.trajectory import in_deviations
 
 __all__ = ["build_summary"]
 

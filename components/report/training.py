@@ -8,8 +8,6 @@ from typing import Any
 from markupsafe import Markup
 
 from components.report.parts import Missing, Parts, dig
-from components.report.story import thin
-from components.report.trajectory import in_deviations
 from components.shared.report import (
     Panel,
     Section,
@@ -26,6 +24,7 @@ from components.shared.report import (
     svg_panels,
     table,
 )
+from components.shared.trajectory import in_deviations, thin
 
 __all__ = ["optimization_section", "reward_model_section"]
 

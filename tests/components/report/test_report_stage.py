@@ -17,11 +17,11 @@ from components.report.samples import MOST_DISLIKED, PER_SLICE, choose_samples
 from components.report.settings import RunInfo
 from components.report.stage import publish, run
 from components.report.summary import build_summary
-from components.report.trajectory import checkpoints, mean_estimate, paired_gain
 from components.report.verdict import judge
 from components.shared.artifacts import read_artifact
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import read_json
+from components.shared.trajectory import checkpoints, mean_estimate, paired_gain
 
 XSS = [
     "<script>alert(1)</script>",
