@@ -257,6 +257,60 @@ def break_glass(model: str, version: str, reason: str, actor: str | None, worksp
     _tell(result, as_json)
 
 
+@cli.group()
+def policy() -> None:
+    """Look at gate policies."""
+
+
+@policy.command("check")
+@click.argument("file")
+@click.option(
+    "--decision", type=click.Path(exists=True, file_okay=False), help="Also judge this past decision's evidence."
+)
+@click.option("--run", "run_id", default=None, help="Also judge the evidence of this run's decision.")
+@_workspace
+@_as_json
+def policy_check(file: str, decision: str | None, run_id: str | None, workspace: str, as_json: bool) -> None:
+    """Validate a gate policy: FILE, or the name of a shipped one; says what is looser than production's.
+
+    With --decision or --run the evidence of a past decision is judged by it, criterion by criterion. Nothing is
+    recorded.
+    """
+    from pipelines.rehearsals import try_policy
+
+    if decision and run_id:
+        raise click.UsageError("Give --decision or --run, not both.")
+    found = try_policy(file, decision=decision, run_id=run_id, workspace=workspace)
+    if as_json:
+        _print_json(found)
+        return
+    click.echo(f"{found['name']} {found['version']} is valid (sha256 {found['digest'][:12]}).")
+    for line in found["looser_than_production"]:
+        click.echo(f"  looser than production: {line}")
+    if found["rehearsal"]:
+        _tell_rehearsal(found["rehearsal"], every_criterion=True)
+
+
+@cli.command()
+@click.option("--policy", "file", required=True, help="A policy file, or the name of a shipped policy.")
+@click.option("--model", "model_name", required=True, help="Registered model.")
+@_workspace
+@_as_json
+def replay(file: str, model_name: str, workspace: str, as_json: bool) -> None:
+    """Judge the evidence of all past releases by another policy: which verdicts would change, and why."""
+    from pipelines.rehearsals import replay_policy
+
+    found = replay_policy(file, model_name, workspace=workspace)
+    if as_json:
+        _print_json(found)
+        return
+    for one in found["decisions"]:
+        _tell_rehearsal(one, every_criterion=False)
+    for one in found["unreadable"]:
+        click.echo(f"{one['run']}: NOT JUDGED. {one['problem']}")
+    click.echo(f"{found['judged']} decisions judged by {found['policy']['name']}: {found['changed']} would change.")
+
+
 @cli.command()
 @_workspace
 @click.option("--port", default=5000, show_default=True)
@@ -304,6 +358,28 @@ def _finish(result: Any, as_json: bool) -> None:
 
         describe(result, _console())
     sys.exit(_EXIT_FAILED if result.failure or result.summary["verdict"] == "ERROR" else 0)
+
+
+def _tell_rehearsal(found: dict[str, Any], *, every_criterion: bool) -> None:
+    """A past verdict and the one by another policy; the criteria that differ, or all of them."""
+    where = f"{found['run']}, {found['model_name']} version {found['version']}"
+    if found["problem"]:
+        click.echo(f"{where}: NOT JUDGED. {found['problem']}")
+        return
+    then = (
+        found["recorded"]
+        if found["again"] in (None, found["recorded"])
+        else f"{found['recorded']} (now {found['again']})"
+    )
+    mark = "CHANGES" if found["changed"] else "as before"
+    click.echo(f"{where}: {then} by {found['recorded_policy']}, {found['verdict']} by this policy: {mark}.")
+    rows = [
+        [one["name"], one["before"] or "-", one["after"], one["threshold"], one["reason"]]
+        for one in found["criteria"]
+        if every_criterion or one["before"] != one["after"]
+    ]
+    if rows:
+        _print_table(["criterion", "before", "by this policy", "needed", "why"], rows)
 
 
 def _tell(result: dict[str, Any], as_json: bool) -> None:

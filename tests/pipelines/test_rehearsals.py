@@ -1,0 +1,91 @@
+"""Which past decisions of a workspace a policy is tried on, and what the command line says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+sys.path.append(str(Path(__file__).parents[1] / "components" / "release_gate"))
+
+from tiny_release import MODEL, make_evidence
+
+from components.release_gate.stage import run_gate
+from components.shared.errors import InputError
+from components.shared.files import write_json
+from pipelines.cli import cli
+from pipelines.rehearsals import replay_policy, try_policy
+
+
+@pytest.fixture
+def workspace(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Two runs: a good one whose evidence is its own, and one that was killed."""
+    monkeypatch.setenv("PLUMBLINE_DATABASE_URL", f"sqlite:///{tmp_path / 'plumbline.db'}")
+    monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", str(tmp_path / "anchor"))
+    root = tmp_path / "runs"
+    run = root / "good-1"
+    evidence = make_evidence(run / "steps", rater_kind="simulated")
+    arguments = {"output": str(run / "steps" / "decision"), "mode": "candidate", "policy": "demo", "model_name": MODEL}
+    run_gate(**evidence.as_arguments(**arguments, seed=3))
+    write_json(run / "artifacts.json", {**evidence.__dict__, "decision": arguments["output"]})
+    (run / "settings.yaml").write_text(f"name: good\nmodel_name: {MODEL}\nseed: 3\n")
+    (root / "killed-1").mkdir()
+    (root / "killed-1" / "settings.yaml").write_text("name: killed\n")
+    return str(root)
+
+
+def test_every_decision_on_the_model_is_judged_again(workspace: str) -> None:
+    found = replay_policy("production", MODEL, workspace=workspace)
+    assert [(one["run"], one["recorded"], one["again"], one["verdict"]) for one in found["decisions"]] == [
+        ("good-1", "PROMOTE", "PROMOTE", "HOLD")
+    ]
+    assert found["unreadable"] == []
+
+
+def test_a_model_that_nothing_was_decided_on_is_named_with_those_that_are_there(workspace: str) -> None:
+    with pytest.raises(InputError, match=MODEL):
+        replay_policy("production", "other", workspace=workspace)
+
+
+def test_a_decision_that_was_altered_is_told_and_the_others_are_judged(workspace: str) -> None:
+    copy = Path(workspace) / "altered-1"
+    shutil.copytree(Path(workspace) / "good-1", copy)
+    write_json(copy / "artifacts.json", {"decision": str(copy / "steps" / "decision")})
+    file = copy / "steps" / "decision" / "decision.json"
+    file.write_text(file.read_text() + " ")
+    found = replay_policy("production", MODEL, workspace=workspace)
+    assert [one["run"] for one in found["decisions"]] == ["good-1"]
+    assert [one["run"] for one in found["unreadable"]] == ["altered-1"]
+
+
+def test_a_run_and_its_decision_are_the_same_rehearsal(workspace: str) -> None:
+    by_run = try_policy("production", run_id="good-1", workspace=workspace)["rehearsal"]
+    by_folder = try_policy("production", decision=str(Path(workspace) / "good-1" / "steps" / "decision"))["rehearsal"]
+    assert by_run == by_folder
+    assert by_run["verdict"] == "HOLD"
+    assert try_policy("production")["rehearsal"] is None
+    with pytest.raises(InputError, match="no decision"):
+        try_policy("production", run_id="killed-1", workspace=workspace)
+
+
+def test_the_command_line_says_what_would_change_and_why(workspace: str) -> None:
+    told = CliRunner().invoke(cli, ["replay", "--policy", "production", "--model", MODEL, "--workspace", workspace])
+    assert told.exit_code == 0
+    assert "PROMOTE by demo 1, HOLD by this policy: CHANGES" in told.output
+    assert "collect votes of people" in " ".join(told.output.split())
+    checked = CliRunner().invoke(cli, ["policy", "check", "demo", "--run", "good-1", "--workspace", workspace])
+    assert "looser than production: raters: simulated votes are accepted" in checked.output
+    assert "human_preference.reference" in checked.output
+    as_json = CliRunner().invoke(cli, ["policy", "check", "demo", "--json"])
+    assert json.loads(as_json.output)["name"] == "demo"
+
+
+def test_a_policy_that_is_not_valid_ends_with_its_path(workspace: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("extends: production\nname: x\nkl: {max_nats_per_sequence: -1}\n")
+    told = CliRunner().invoke(cli, ["policy", "check", str(tmp_path / "p.yaml")])
+    assert isinstance(told.exception, InputError)
+    assert "kl.max_nats_per_sequence" in str(told.exception)
