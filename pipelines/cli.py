@@ -195,6 +195,19 @@ def rollback(model: str, reason: str, actor: str | None, workspace: str, as_json
 
 @cli.command()
 @click.argument("model")
+@_actor
+@_workspace
+@_as_json
+def drill(model: str, actor: str | None, workspace: str, as_json: bool) -> None:
+    """Rehearse a rollback on a scratch model beside MODEL, and say how long it took. MODEL itself is left alone."""
+    result = _with_gate(workspace, lambda gate: gate.drill(model, actor=_who(actor)))
+    _tell(result, as_json)
+    if not result["ok"]:
+        sys.exit(_EXIT_FAILED)
+
+
+@cli.command()
+@click.argument("model")
 @click.argument("version")
 @_reason
 @_actor

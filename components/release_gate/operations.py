@@ -9,10 +9,22 @@ from datetime import datetime
 from typing import Any
 
 from components.release_gate import approvals, office, promotion
+from components.release_gate.drill import run_drill
 from components.release_gate.promotion import Outcome
 from components.release_gate.states import Event, State
 
-__all__ = ["abandon", "approve", "break_glass", "history", "last_rollback", "reject", "repair", "rollback", "verify"]
+__all__ = [
+    "abandon",
+    "approve",
+    "break_glass",
+    "drill",
+    "history",
+    "last_rollback",
+    "reject",
+    "repair",
+    "rollback",
+    "verify",
+]
 
 
 def history(model: str) -> list[dict[str, Any]]:
@@ -69,6 +81,11 @@ def rollback(model: str, *, actor: str, reason: str, version: str | None = None)
     """
     outcome = promotion.rollback(model, actor, reason, version=version)
     return _as_dict(outcome) | {"version": outcome.champion, "taken_back": outcome.version}
+
+
+def drill(model: str, *, actor: str) -> dict[str, Any]:
+    """Promotes and rolls back on a scratch model beside `model`, and measures it (see `release_gate.drill`)."""
+    return run_drill(model, actor=actor)
 
 
 def abandon(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
