@@ -29,8 +29,9 @@ from components.ppo.world import World
 from components.shared.artifact_sources import open_artifact
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.code_version import code_version
+from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl
-from components.shared.hf_checkpoints import TrainingFolder, held_training_folder, training_folder
+from components.shared.hf_checkpoints import CHECKPOINTS_VARIABLE, TrainingFolder, held_training_folder, training_folder
 from components.shared.models import read_policy_record, seed_everything
 from components.shared.plugins import plug_in_digest
 from components.shared.progress import report
@@ -228,6 +229,13 @@ class _Snapshots:
 
 def _resume(trainer: PPOTrainer, store: CheckpointStore | None) -> None:
     state = store.load_latest() if store is not None else None
+    step = state.step if state is not None else 0
+    if trainer.world.differs(step, device=trainer.models.device):
+        raise InputError(
+            f"the processes do not see the same checkpoints: number {trainer.world.rank} sees step {step}.",
+            where=CHECKPOINTS_VARIABLE,
+            hint="Over several machines it must be a folder that all of them mount.",
+        )
     if state is not None:
         trainer.load_state(state)
         logger.info("resuming after step %d of %d.", state.step, trainer.settings.steps)

@@ -105,6 +105,12 @@ class World:
         dist.all_reduce(count)
         return bool(count)
 
+    def differs(self, number: int, *, device: torch.device) -> bool:
+        """Whether the processes hold different numbers."""
+        total = torch.tensor(number, device=device)
+        self.sum_(total)
+        return self.any(int(total) != number * self.size, device=device)
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:

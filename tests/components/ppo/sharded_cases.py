@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny_ppo import (
     make_gpt2_policy,
@@ -29,8 +30,10 @@ from components.ppo.checkpoint import CheckpointStore
 from components.ppo.errors import NotFiniteError
 from components.ppo.models import SharedBackbone
 from components.ppo.sharding import Sharding, gather, is_sharded, part
+from components.ppo.stage import _resume
 from components.ppo.trainer import PPOTrainer
 from components.ppo.world import World
+from components.shared.errors import InputError
 from components.shared.files import write_json
 
 _CPU = torch.device("cpu")
@@ -183,16 +186,13 @@ def the_ceiling_brings_back_the_last_good_policy(world: World, folder: Path) -> 
 
 def a_weight_that_is_not_finite_stops_all_processes(world: World, folder: Path) -> None:
     trainer = _make_trainer(world, "zero3", parameterisation="full")
-    name, parameter = next((n, p) for n, p in trainer.models.policy_parameters().items() if is_sharded(p))
+    parameter = next(p for p in trainer.models.policy_parameters().values() if is_sharded(p))
     rollout = trainer.rollout()
     scores = trainer.score(rollout)
     if world.rank == 1:
         part(parameter).view(-1)[0] = math.nan
-    try:
+    with pytest.raises(NotFiniteError):
         trainer.update(rollout, scores, trainer.advantages(scores))
-    except NotFiniteError:
-        return
-    raise AssertionError(name)
 
 
 def a_half_precision_backbone_takes_float32_adapters(world: World, folder: Path) -> None:
@@ -222,6 +222,18 @@ def zero3_lets_go_after_each_layer_and_zero2_keeps(world: World, folder: Path) -
         assert all(any(is_sharded(p) for p in layer.parameters()) is not kept for layer in layers)
 
 
+def processes_that_see_different_checkpoints_stop(world: World, folder: Path) -> None:
+    """As on two machines that do not share the folder."""
+    trainer = _make_trainer(world, "zero3", parameterisation="lora")
+    trainer.step()
+    state = trainer.state()
+    store = CheckpointStore(folder / f"machine-{world.rank}", {})
+    if world.is_main:
+        store.save(state)
+    with pytest.raises(InputError, match="same checkpoints"):
+        _resume(trainer, store)
+
+
 CASES: list[Callable[[World, Path], None]] = [
     each_process_holds_half,
     zero3_lets_go_after_each_layer_and_zero2_keeps,
@@ -232,6 +244,7 @@ CASES: list[Callable[[World, Path], None]] = [
     the_ceiling_brings_back_the_last_good_policy,
     a_half_precision_backbone_takes_float32_adapters,
     a_weight_that_is_not_finite_stops_all_processes,
+    processes_that_see_different_checkpoints_stop,
 ]
 
 
