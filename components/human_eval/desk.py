@@ -237,7 +237,7 @@ class RatingDesk:
             expires = connection.execute(
                 select(func.max(LeaseRow.expires_at)).where(LeaseRow.task_id == task_id)
             ).scalar_one()
-        return self._task(batch_id, turn, rater, expires, previous=_answer_of(latest) if latest else None)
+        return self._task(batch_id, turn, rater, expires, latest=latest)
 
     def submit(self, task_id: str, rater: str, answer: RaterAnswer, *, rater_kind: RaterKind = "human") -> Receipt:
         """Stores an answer; the same request again is a no-op with the same answer.
@@ -262,6 +262,46 @@ class RatingDesk:
             receipt = self._submit_judgement(connection, plan, turn, rater, answer, rater_kind)
         self._close_if_complete(plan)
         return receipt
+
+    def take_label(
+        self,
+        batch_id: str,
+        item_id: str,
+        rater: str,
+        answer: RaterAnswer,
+        *,
+        swapped: bool,
+        rater_kind: RaterKind = "human",
+    ) -> bool:
+        """Stores an answer that was given in another labelling tool; the rules are the same, only no lease is needed.
+
+        Args:
+            batch_id: The batch.
+            item_id: The item.
+            rater: Pseudonym.
+            answer: In terms of what the tool showed.
+            swapped: Whether it showed the second answer as A.
+            rater_kind: What the rater is.
+
+        Returns:
+            False if this very answer is there already.
+
+        Raises:
+            InputError: The batch has no such item, or nobody is asked about it.
+            ClosedError: The batch is closed.
+            GoneError: The item has all its votes, or they are promised to others.
+            AnsweredError: The rater gave another answer to it.
+        """
+        plan = self._for_people(batch_id)
+        item = self._know(batch_id).items.get(item_id)
+        if item is None or item.kind == "identical" or item_id in plan.practice:
+            raise InputError("nobody is asked about this item.", where=f"batch {batch_id}, item {item_id}")
+        turn = Turn(item_id, "gold" if item.kind == "gold" else "vote")
+        with self._database.transaction(write=True, alone_with=batch_id) as connection:
+            known = latest_judgement(connection, turn, rater) is not None
+            self._submit_judgement(connection, plan, turn, rater, answer, rater_kind, swapped=swapped)
+        self._close_if_complete(plan)
+        return not known
 
     def skip(self, task_id: str, rater: str, *, reason: str | None = None) -> None:
         """Records that the rater does not want to judge an item; a practice item cannot be skipped.
@@ -322,8 +362,7 @@ class RatingDesk:
             if latest is None:
                 self._require_wanted(connection, plan, turn, rater)
             expires = self._lease(connection, plan, turn, rater)
-        previous = _answer_of(latest) if latest else None
-        return self._task(batch_id, turn, rater, expires, previous=previous)
+        return self._task(batch_id, turn, rater, expires, latest=latest)
 
     def save_draft(self, task_id: str, rater: str, content: Mapping[str, Any]) -> str:
         """Keeps what the rater has begun to answer, and keeps the item for the rater.
@@ -436,6 +475,8 @@ class RatingDesk:
         rater: str,
         answer: RaterAnswer,
         rater_kind: RaterKind,
+        *,
+        swapped: bool | None = None,
     ) -> Receipt:
         task_id, latest = task_id_of(turn, rater), latest_judgement(connection, turn, rater)
         if latest is not None and answer.revision == latest.revision:
@@ -448,13 +489,15 @@ class RatingDesk:
         self._require_open(connection, plan.batch_id)
         if latest is None:
             self._require_wanted(connection, plan, turn, rater)
+        if swapped is None:
+            swapped = shown_swapped(turn.item_id, rater, turn.kind)
         judgement = Judgement(
             judgement_id=judgement_id(turn.item_id, rater, turn.kind, answer.revision),
             item_id=turn.item_id,
             rater=rater,
             rater_kind=rater_kind,
             kind=turn.kind,  # type: ignore[arg-type]  (practice never comes here)
-            swapped=shown_swapped(turn.item_id, rater, turn.kind),
+            swapped=latest.swapped if latest else swapped,
             created_at=self._stamp(),
             supersedes=latest.judgement_id if latest else None,
             **answer.model_dump(),
@@ -510,11 +553,19 @@ class RatingDesk:
 
     # --- showing -----------------------------------------------------------------------------------------------------
 
-    def _task(self, batch_id: str, turn: Turn, rater: str, expires: str, **more: Any) -> Task:
+    def _task(
+        self,
+        batch_id: str,
+        turn: Turn,
+        rater: str,
+        expires: str,
+        *,
+        latest: Judgement | None = None,
+        draft: dict[str, Any] | None = None,
+    ) -> Task:
         item = self._know(batch_id).items[turn.item_id]
-        swapped = shown_swapped(item.item_id, rater, turn.kind)
+        swapped = latest.swapped if latest else shown_swapped(item.item_id, rater, turn.kind)
         a, b = (item.second, item.first) if swapped else (item.first, item.second)
-        previous: RaterAnswer | None = more.get("previous")
         return Task(
             task_id=task_id_of(turn, rater),
             batch_id=batch_id,
@@ -525,8 +576,9 @@ class RatingDesk:
             finished_a=a.finished,
             finished_b=b.finished,
             expires_at=expires,
-            revision=previous.revision + 1 if previous else 0,
-            **more,
+            revision=latest.revision + 1 if latest else 0,
+            previous=_answer_of(latest) if latest else None,
+            draft=draft,
         )
 
     def _stamp(self) -> str:

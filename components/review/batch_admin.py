@@ -1,0 +1,93 @@
+"""Batches from a release manager's side: where they stand, closing them, labels to and from other tools."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from components.human_eval.database import Closure
+from components.human_eval.settings import PEOPLE
+from components.review.access import Manager, Reader, Review, ReviewOf
+from components.review.exchange import LABEL_STUDIO_CONFIG, Format, ImportReport, export_batch, import_labels
+from components.review.pages import redirect, render
+from components.shared.errors import InputError
+
+__all__ = ["api", "pages"]
+
+api = APIRouter(prefix="/api/v1", tags=["batches"])
+pages = APIRouter(include_in_schema=False)
+
+
+class Closing(BaseModel):
+    """Why a batch is closed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=1, max_length=1000)
+
+
+@api.post("/batches/{batch_id}/close")
+def close(batch_id: str, given: Closing, user: Manager, review: ReviewOf) -> Closure:
+    """Closes a batch: it takes no more answers."""
+    review.desk.plan(batch_id)  # refuses one that does not exist
+    return review.desk.database.close(batch_id, actor=user.login, reason=given.reason)
+
+
+@api.get("/batches/{batch_id}/export")
+def export(batch_id: str, user: Manager, review: ReviewOf, tool: Annotated[Format, Query(alias="format")]) -> Response:
+    """The batch's items, blind, for Label Studio or Argilla."""
+    tasks = export_batch(review.desk.database.batch(batch_id), tool)
+    name = f'attachment; filename="batch-{batch_id[:8]}-{tool}.json"'
+    return JSONResponse(tasks, headers={"content-disposition": name})
+
+
+@api.get("/label-studio-config")
+def label_studio_config(user: Manager) -> PlainTextResponse:
+    """The labelling interface for the exported tasks."""
+    return PlainTextResponse(LABEL_STUDIO_CONFIG)
+
+
+@api.post("/batches/{batch_id}/import")
+def import_(batch_id: str, content: list[dict[str, Any]], user: Manager, review: ReviewOf) -> ImportReport:
+    """Takes the labels of an export; those that are refused are named with their reasons."""
+    return import_labels(review.desk, batch_id, content, pseudonym_of=review.pseudonym_of)
+
+
+@pages.get("/batches")
+def batches(request: Request, user: Reader, review: ReviewOf) -> Response:
+    """Every batch for people."""
+    return _show(request, review)
+
+
+@pages.post("/batches/{batch_id}/close")
+def close_form(
+    request: Request, batch_id: str, user: Manager, review: ReviewOf, reason: Annotated[str, Form()] = ""
+) -> Response:
+    """Closes a batch."""
+    review.desk.plan(batch_id)
+    review.desk.database.close(batch_id, actor=user.login, reason=reason)
+    return redirect(request, "/batches")
+
+
+@pages.post("/batches/{batch_id}/import")
+def import_form(
+    request: Request, batch_id: str, user: Manager, review: ReviewOf, file: Annotated[UploadFile, File()]
+) -> Response:
+    """Takes a labelled export and says what became of it."""
+    try:
+        content = json.load(file.file)
+    except ValueError as error:
+        raise InputError(f"is not JSON: {error}.", where=file.filename or "import") from error
+    report = import_labels(review.desk, batch_id, content, pseudonym_of=review.pseudonym_of)
+    return _show(request, review, report)
+
+
+def _show(request: Request, review: Review, report: ImportReport | None = None) -> Response:
+    database = review.desk.database
+    for_people = [name for name in database.batch_ids() if review.desk.plan(name).settings.panel == PEOPLE]
+    found = [(name, review.desk.progress(name, ""), database.closure(name)) for name in reversed(for_people)]
+    return render(request, "manage_batches.html", batches=found, report=report)

@@ -1,0 +1,93 @@
+"""Figures for Prometheus: requests by route, and how far the open batches are. No login, no pseudonym, no text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from components.human_eval.desk import RatingDesk
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class Metrics:
+    """The figures of one service.
+
+    Args:
+        desk: Whose batches are counted when Prometheus asks.
+    """
+
+    def __init__(self, desk: RatingDesk) -> None:
+        self._registry = CollectorRegistry()
+        labels = ["method", "route"]
+        self._requests = Counter(
+            "plumbline_review_requests", "Requests answered.", [*labels, "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "plumbline_review_request_seconds", "Time to answer.", labels, buckets=_BUCKETS, registry=self._registry
+        )
+        self.answers = Counter(
+            "plumbline_review_answers", "Answers of raters, by what they did.", ["action"], registry=self._registry
+        )
+        self.decisions = Counter(
+            "plumbline_review_decisions", "Decisions on releases.", ["action"], registry=self._registry
+        )
+        self._registry.register(_Batches(desk))
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """ASGI middleware that counts requests by the route's template, never by the address that was asked for."""
+
+        async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            started, status = time.perf_counter(), 500
+
+            async def noting(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
+
+            try:
+                await app(scope, receive, noting)
+            finally:
+                route = getattr(scope.get("route"), "path", "unknown")
+                method = scope["method"] if route != "unknown" else "any"
+                self._requests.labels(method, route, str(status)).inc()
+                self._seconds.labels(method, route).observe(time.perf_counter() - started)
+
+        return watched
+
+
+class _Batches(Collector):
+    """Open batches, counted when they are asked for."""
+
+    def __init__(self, desk: RatingDesk) -> None:
+        self._desk = desk
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Votes given and needed of each open batch."""
+        votes = GaugeMetricFamily("plumbline_review_votes", "Votes of an open batch.", labels=["batch"])
+        needed = GaugeMetricFamily("plumbline_review_votes_needed", "Votes that it needs.", labels=["batch"])
+        batches = self._desk.open_batches()
+        for batch_id in batches:
+            progress = self._desk.progress(batch_id, "")
+            votes.add_metric([batch_id], progress.votes)
+            needed.add_metric([batch_id], progress.votes_needed)
+        yield GaugeMetricFamily("plumbline_review_open_batches", "Batches that await people.", value=len(batches))
+        yield votes
+        yield needed
