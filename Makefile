@@ -26,7 +26,7 @@ setup: $(STAMP) ## Virtual environment with every version pinned
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_ARGS) -c constraints.txt torch -e '.[data,train,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_ARGS) -c constraints.txt torch -e '.[data,train,review,dev]'
 	touch $@
 
 demo: $(STAMP) ## The main job: SCENARIO=good | overoptimized | forced, SEED=0

@@ -339,6 +339,41 @@ def ui(workspace: str, port: int) -> None:
     )
 
 
+@cli.command()
+@_workspace
+@click.option("--settings", "settings_file", default=None, help="YAML file of the service's settings (ReviewSettings).")
+@click.option("--host", default=None, help="Address to listen on; default: this machine only.")
+@click.option("--port", type=click.IntRange(0, 65535), default=None, help="Port to listen on; default: 8090.")
+@click.option("--rater", "raters", multiple=True, help="Somebody who rates; repeat it for more. Local sign-in.")
+@click.option("--simulated", multiple=True, help="A program that rates; its votes are marked. Local sign-in.")
+@_actor
+def review(
+    workspace: str,
+    settings_file: str | None,
+    host: str | None,
+    port: int | None,
+    raters: tuple[str, ...],
+    simulated: tuple[str, ...],
+    actor: str | None,
+) -> None:
+    """Serve the pages on which raters judge and release managers decide.
+
+    On this machine everybody who is named gets a one-time link; you may rate and decide. On a cluster the settings name
+    the proxy that signs people in.
+    """
+    from components.review.server import review_settings, secret_of, serve
+    from pipelines.workspace import Workspace
+
+    managers = [_who(actor)]
+    settings = review_settings(
+        settings_file, host=host, port=port, managers=managers, raters=list(raters), simulated=list(simulated)
+    )
+    root = Workspace(workspace)
+    with root.services():
+        secret = secret_of(settings, root.state)
+        serve(settings, secret=secret, logins=[*managers, *raters, *simulated], tell=click.echo)
+
+
 def _with_gate(workspace: str, action: Callable[[Any], Any]) -> Any:
     """Runs an action of the release gate on the workspace's services."""
     from pipelines.workspace import Workspace

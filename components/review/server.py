@@ -13,8 +13,9 @@ from components.review.app import create_app
 from components.review.people import LocalLogin
 from components.review.settings import SECRET_VARIABLE, ReviewSettings
 from components.shared.errors import InputError
+from components.shared.settings import load_settings
 
-__all__ = ["secret_of", "serve", "with_local_people"]
+__all__ = ["review_settings", "secret_of", "serve", "with_local_people"]
 
 
 def serve(settings: ReviewSettings, *, secret: str, logins: list[str], tell: Callable[[str], None]) -> None:
@@ -43,6 +44,42 @@ def serve(settings: ReviewSettings, *, secret: str, logins: list[str], tell: Cal
         proxy_headers=False,
         server_header=False,
     )
+
+
+def review_settings(
+    path: str | None,
+    *,
+    host: str | None,
+    port: int | None,
+    managers: list[str],
+    raters: list[str],
+    simulated: list[str],
+) -> ReviewSettings:
+    """The settings of the file, with what the command line says on top.
+
+    Args:
+        path: YAML file; None for the defaults.
+        host: Overrides the file's.
+        port: Overrides the file's.
+        managers: May do everything, where people sign in locally: rate, and decide on releases.
+        raters: May rate, where people sign in locally.
+        simulated: Programs that rate, where people sign in locally; their votes are marked.
+
+    Raises:
+        InputError: The file cannot be used, or people are named although a proxy signs them in.
+    """
+    settings = load_settings(path, ReviewSettings) if path else ReviewSettings()
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = settings.model_copy(update=given)
+    if settings.login == "local":
+        return with_local_people(settings, managers=managers, raters=raters, simulated=simulated)
+    if raters or simulated:
+        raise InputError(
+            "people are named on the command line, but a proxy signs them in.",
+            where="--rater, --simulated",
+            hint="Name them in `roles` and `simulated` of the settings.",
+        )
+    return settings
 
 
 def with_local_people(
