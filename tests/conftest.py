@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_server import find_postgres, run_postgres
 
 import components  # noqa: F401  (telemetry off, before any library loads)
 
@@ -109,3 +110,19 @@ def refuse_credentials(storage_server: StorageServer) -> Iterator[Callable[[], N
     """Called, it makes the server refuse the test's credentials."""
     yield lambda: storage_server.require_rights_after("0")
     storage_server.require_rights_after("inf")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Postgres server of the session's own, on a Unix socket.
+
+    Skipped where Postgres is not installed, but an error where PLUMBLINE_REQUIRE_POSTGRES is set, as in CI.
+    """
+    programs = find_postgres()
+    if programs is None:
+        message = "Postgres is not installed (Debian: apt-get install postgresql)."
+        if os.environ.get("PLUMBLINE_REQUIRE_POSTGRES"):
+            raise RuntimeError(message)
+        pytest.skip(message)
+    with run_postgres(programs, tmp_path_factory.mktemp("postgres")) as url:
+        yield url

@@ -4,18 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgres_server import find_postgres, run_postgres
-
-
-@pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Postgres server of the session's own, on a Unix socket; skipped where Postgres is not installed."""
-    pytest.importorskip("psycopg")
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip("Postgres is not installed")
-    with run_postgres(programs, tmp_path_factory.mktemp("postgres")) as url:
-        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
