@@ -39,8 +39,9 @@ def length_controlled_win_rate(
         alpha: Error probability of each bound.
 
     Returns:
-        `{"win_rate", "lower", "upper", "reason"}`; the first three are None, and `reason` says why, where the data
-        cannot carry the fit. That is missing evidence, never a pass.
+        `{"win_rate", "lower", "upper", "length_effect", "reason"}`; `length_effect` is b1, the log odds that an answer
+        e times as long gains. All but `reason` are None, and it says why, where the data cannot carry the fit. That is
+        missing evidence, never a pass.
     """
     y = np.asarray(outcomes, dtype=np.float64)
     x = np.log((np.asarray(first_tokens, dtype=np.float64) + 1.0) / (np.asarray(second_tokens, dtype=np.float64) + 1.0))
@@ -50,14 +51,14 @@ def length_controlled_win_rate(
     fitted = _fit(y, x)
     if fitted is None:
         return _unknown("the logistic fit did not converge")
-    log_odds, standard_error = fitted
+    log_odds, standard_error, length_effect = fitted
     half = float(norm.ppf(1.0 - alpha)) * standard_error
     win_rate, lower, upper = (float(expit(value)) for value in (log_odds, log_odds - half, log_odds + half))
-    return {"win_rate": win_rate, "lower": lower, "upper": upper, "reason": None}
+    return {"win_rate": win_rate, "lower": lower, "upper": upper, "length_effect": length_effect, "reason": None}
 
 
 def _unknown(reason: str) -> dict[str, Any]:
-    return {"win_rate": None, "lower": None, "upper": None, "reason": reason}
+    return {"win_rate": None, "lower": None, "upper": None, "length_effect": None, "reason": reason}
 
 
 def _why_not(y: NDArray, x: NDArray) -> str | None:
@@ -81,8 +82,8 @@ def _separated(y: NDArray, x: NDArray) -> bool:
     return bool(won.min() >= lost.max() or lost.min() >= won.max())
 
 
-def _fit(y: NDArray, x: NDArray) -> tuple[float, float] | None:
-    """(b0, its robust standard error); None where the numbers cannot be trusted."""
+def _fit(y: NDArray, x: NDArray) -> tuple[float, float, float] | None:
+    """(b0, its robust standard error, b1); None where the numbers cannot be trusted."""
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
 
@@ -90,4 +91,4 @@ def _fit(y: NDArray, x: NDArray) -> tuple[float, float] | None:
     result = GLM(y, design, family=Binomial()).fit(cov_type="HC1", maxiter=100)
     log_odds, standard_error = float(result.params[0]), float(result.bse[0])
     trusted = result.converged and np.isfinite([log_odds, standard_error]).all() and abs(log_odds) < _LARGEST_LOG_ODDS
-    return (log_odds, standard_error) if trusted and standard_error > 0.0 else None
+    return (log_odds, standard_error, float(result.params[1])) if trusted and standard_error > 0.0 else None

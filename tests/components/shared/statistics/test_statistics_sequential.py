@@ -55,6 +55,16 @@ def test_a_clearly_better_model_is_found_at_the_planned_number_of_prompts() -> N
     assert _share_declared_better(mean=0.65, votes=1, prompts=300, runs=200) >= 0.9
 
 
+@pytest.mark.parametrize(
+    ("mean", "votes", "prompts", "at_least"),
+    [(0.55, 3, 400, 0.65), (0.57, 3, 400, 0.88), (0.60, 1, 400, 0.85), (0.60, 3, 200, 0.88), (0.65, 3, 100, 0.88)],
+)
+def test_the_power_at_planned_numbers_of_prompts_is_what_the_docs_state(
+    mean: float, votes: int, prompts: int, at_least: float
+) -> None:
+    assert _share_declared_better(mean=mean, votes=votes, prompts=prompts, runs=200) >= at_least
+
+
 @pytest.mark.parametrize("mean", [0.05, 0.37, 0.62, 0.97])
 def test_each_bound_covers_the_mean_over_the_whole_path(mean: float) -> None:
     rng = np.random.default_rng(22)
