@@ -299,7 +299,10 @@ class RatingDesk:
         turn = Turn(item_id, "gold" if item.kind == "gold" else "vote")
         with self._database.transaction(write=True, alone_with=batch_id) as connection:
             known = latest_judgement(connection, turn, rater) is not None
-            self._submit_judgement(connection, plan, turn, rater, answer, rater_kind, swapped=swapped)
+            try:
+                self._submit_judgement(connection, plan, turn, rater, answer, rater_kind, swapped=swapped)
+            except GoneError as error:
+                raise GoneError("it has all its votes, or they are promised to others.") from error
         self._close_if_complete(plan)
         return not known
 

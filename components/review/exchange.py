@@ -135,7 +135,7 @@ def _read(content: Any) -> Iterator[_Label]:
         raise InputError("is no list of tasks or records.", where="import", hint="Export as JSON, not as CSV or TSV.")
     for number, row in enumerate(content, start=1):
         where = f"record {number}"
-        if isinstance(row.get("data"), dict) and "annotations" in row:
+        if isinstance(row.get("data"), dict):
             yield from _label_studio_labels(row, where)
         elif isinstance(row.get("fields"), dict) and "responses" in row:
             yield from _argilla_labels(row, where)
@@ -149,7 +149,7 @@ def _read(content: Any) -> Iterator[_Label]:
 
 def _label_studio_labels(task: Mapping[str, Any], where: str) -> Iterator[_Label]:
     data = task["data"]
-    for number, annotation in enumerate(task["annotations"] or [], start=1):
+    for number, annotation in enumerate(task.get("annotations") or [], start=1):
         if annotation.get("was_cancelled"):
             continue
         values: dict[str, Any] = {}
