@@ -56,8 +56,12 @@ class Witness:
         self.foreign: list[str] = []
         page.on("dialog", self._dialog)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("console", self._console)
         page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location})")
 
     def _dialog(self, dialog: Any) -> None:
         self.dialogs.append(dialog.message)

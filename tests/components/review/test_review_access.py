@@ -161,6 +161,7 @@ def test_every_answer_has_a_strict_policy_and_is_not_cached(database: EvidenceDa
         assert "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "same-origin"
         assert path.startswith("/static") or headers["cache-control"] == "no-store"
 
 
