@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from components.ppo.errors import CheckpointMismatchError, NotFiniteError, RewardRuleError
 from components.shared.errors import ArtifactError, InputError, PlumblineError
 from components.shared.files import read_json, write_json
 from components.shared.termination import graceful_termination
@@ -27,12 +28,15 @@ from components.shared.termination import graceful_termination
 __all__ = ["is_launched", "launch"]
 
 _OUTCOME = ".outcome.json"
-_KINDS = {kind.__name__: kind for kind in (PlumblineError, InputError, ArtifactError)}
+_KINDS = {
+    kind.__name__: kind
+    for kind in (PlumblineError, InputError, ArtifactError, CheckpointMismatchError, NotFiniteError, RewardRuleError)
+}
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process; `torchrun` and `accelerate launch` say so in the environment."""
-    return "WORLD_SIZE" in os.environ
+    """Whether a launcher started this process as one of several; some pods set WORLD_SIZE=1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launch(arguments: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
@@ -67,9 +71,9 @@ def launch(arguments: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
             if termination.requested and not told:
                 _tell_workers(process)
                 told = True
-        if termination.requested:
-            termination.exit()
         outcome = file.with_suffix(_OUTCOME)
+        if termination.requested and not outcome.is_file():
+            termination.exit()
         if not outcome.is_file():
             raise PlumblineError(
                 f"the processes ended with status {status}; the log above says why.",
@@ -89,7 +93,7 @@ def main(arguments_file: str) -> None:
     try:
         result = run(**read_json(file))
     except PlumblineError as error:
-        if is_main:
+        if not outcome.exists():  # one error is told, whichever process met it first
             told = {"problem": error.problem, "where": error.where, "hint": error.hint}
             write_json(outcome, {"error": type(error).__name__, **told})
         raise

@@ -33,8 +33,8 @@ from components.shared.models import save_policy
 __all__ = ["ActorCritic", "RewardAdapter", "SeparateModels", "SharedBackbone", "ValueHead"]
 
 _POLICY_ADAPTER = "default"  # PEFT writes the adapter of this name, and no other, where its loader looks for it.
-_VALUE_ADAPTER = "value"
-_REWARD_ADAPTER = "reward"
+_VALUE_ADAPTER = "plumbline_value"  # names that no module of a base model has
+_REWARD_ADAPTER = "plumbline_reward"
 
 
 class ActorCritic(ABC):
@@ -137,8 +137,9 @@ class ValueHead(nn.Module):
         self.std = std
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """`(tokens, hidden)` to `(tokens,)`."""
-        return (self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float() - self.mean) / self.std
+        """`(tokens, hidden)` to `(tokens,)`, float32 under autocast too."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float() - self.mean) / self.std
 
     @classmethod
     def zero(cls, hidden_size: int, device: torch.device) -> ValueHead:
@@ -355,6 +356,7 @@ class SharedBackbone(ActorCritic):
                 where=str(folder),
                 hint="Run the reward_model stage again.",
             )
+        self._peft.eval()  # an adapter comes in training mode, its dropout on
         return RewardAdapter(self, weights[heads[0]].float())
 
     @torch.no_grad()
@@ -385,7 +387,7 @@ class SharedBackbone(ActorCritic):
     def save_candidate(
         self, tokenizer: PreTrainedTokenizerBase, folder: Path | None, *, origin: dict[str, str], step: int
     ) -> None:
-        policy = self._peft
+        policy: Any = self._peft
         if self.sharding is None:
             for adapter in set(self._peft.peft_config) - {_POLICY_ADAPTER}:
                 self._peft.delete_adapter(adapter)
@@ -394,6 +396,7 @@ class SharedBackbone(ActorCritic):
             weights = self._whole_weights(keep=folder is not None, backbone=True)
             policy = self._of_whole_weights(weights) if folder is not None else None
         if folder is not None:
+            policy.float()  # merged in half precision, small updates would be rounded away
             save_policy(policy, tokenizer, folder, **origin, step=step)
 
     def _whole_weights(self, *, keep: bool, backbone: bool = False) -> dict[str, Tensor]:

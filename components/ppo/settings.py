@@ -357,9 +357,25 @@ class PPOSettings(StrictModel):
                 f"episodes_per_step ({self.episodes_per_step}) must be a multiple of samples_per_prompt "
                 f"({self.samples_per_prompt})"
             )
+        if self.samples_per_prompt > self.rollout_batch:
+            raise ValueError(
+                f"samples_per_prompt ({self.samples_per_prompt}) must not be more than rollout_batch "
+                f"({self.rollout_batch})"
+            )
+        self._require_positive_coefficient()
         if self.warmup_steps >= self.steps and self.learning_rate_schedule != "constant":
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) leave no step for a {self.learning_rate_schedule} schedule over "
                 f"{self.steps} steps"
             )
         return self
+
+    def _require_positive_coefficient(self) -> None:
+        """One step must not bring the KL coefficient to zero or below: it would stay there, or pay for drift."""
+        episodes, kl = self.episodes_per_step, self.kl
+        fall = kl.error_clip * episodes / (kl.horizon_episodes or episodes / kl.step_gain)
+        if kl.control == "adaptive" and fall >= 1.0:
+            raise ValueError(
+                f"kl: one step may take {fall:.0%} off the coefficient; lower step_gain "
+                f"({kl.step_gain:g}) or error_clip ({kl.error_clip:g}), or raise horizon_episodes"
+            )

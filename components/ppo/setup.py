@@ -89,6 +89,9 @@ def build_trainer(
     main = _main_reward_model(models, policy, reward_model, home, dtype)
     options: Any = {"tokenizer": tokenizer, "device": home, "dtype": dtype}
     further = further_rewards(settings, further_reward_models or {}, **options)
+    longest = max(len(prompt.ids) for prompt in prompts) + settings.max_response_tokens
+    for judge in (main, *(source.model for source in further if isinstance(source, ModelReward))):
+        _require_readable(models.sampling_policy(), judge, longest=longest)
     if sharding is not None:
         _shard(sharding, models, main, further)
     trainer = PPOTrainer(
@@ -165,7 +168,7 @@ def build_models(
             backbone = copy.deepcopy(model.base_model)
             return SeparateModels(model, value_backbone=backbone, value_head=_zero_head(model))  # pyright: ignore
         critic = load_reward_model(reward_model.path, dtype=torch.float32, device=device)
-        head = ValueHead.of_reward_model(critic, mean=scale.mean, std=scale.std)
+        head = _value_head_of(critic, scale, settings.reward)
         return SeparateModels(model, value_backbone=critic.base_model, value_head=head)  # pyright: ignore
     model = load_policy(policy.path, dtype=dtype or pick_dtype(device), device=device)
     head = _head_for_policy_backbone(model, policy, reward_model, scale, settings)
@@ -211,7 +214,41 @@ def _head_for_policy_backbone(
         logger.warning("the reward model was not trained from this policy; the value head starts at zero.")
         return _zero_head(model)
     source = load_reward_model(reward_model.path, dtype=torch.float32, device=model.device)
-    return ValueHead.of_reward_model(source, mean=scale.mean, std=scale.std)
+    return _value_head_of(source, scale, settings.reward)
+
+
+def _value_head_of(reward_model: PreTrainedModel, scale: RewardScale, settings: RewardSettings) -> ValueHead:
+    """The reward model's head, in the units of the score; with running moments its evaluation's are the best guess."""
+    mean, std = (0.0, 1.0) if settings.normalise == "none" else (scale.mean, scale.std)
+    weight = settings.weight or 1.0
+    return ValueHead.of_reward_model(reward_model, mean=mean, std=std / weight)
+
+
+def _require_readable(policy: PreTrainedModel, reward_model: Any, *, longest: int) -> None:
+    """Every token that the policy may sample, and every position, must be one that the reward model knows.
+
+    Raises:
+        InputError: The reward model has fewer embeddings than the policy has logits, or reads fewer tokens.
+    """
+    if not isinstance(reward_model, PreTrainedModel):  # an adapter over the policy's own backbone
+        return
+    logits = policy.config.get_text_config().vocab_size
+    embeddings: Any = reward_model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    limit = position_limit(reward_model)
+    where = str(reward_model.config.name_or_path)
+    if rows < logits:
+        raise InputError(
+            f"the reward model has {rows} embeddings, the policy can sample {logits} tokens.",
+            where=where,
+            hint="Train the reward model from this policy.",
+        )
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"the longest prompt and response together have {longest} tokens, the reward model reads {limit}.",
+            where=where,
+            hint="Lower ppo.max_response_tokens, or leave out the longest prompts.",
+        )
 
 
 def _require_safety_slices(prompts: Sequence[EncodedPrompt], settings: RewardSettings) -> None:

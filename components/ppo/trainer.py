@@ -169,11 +169,13 @@ class PPOTrainer:
             rollout,
             scores,
             advantages,
-            rate=self._learning_rate_factor(),
+            policy_rate=self._policy_rate(),
+            value_rate=learning_rate_factor(self.updates, self.settings),
             train_policy=train_policy,
             seed=self._step_seed(_UPDATE_STREAM),
         )
         require_finite("a weight of the policy", *self.models.policy_parameters().values())
+        require_finite("a weight of the value model", *self.models.value_parameters().values())
         if train_policy:
             self.controller.update(float(scores.kl.mean()), episodes=len(rollout))
         self.updates += 1
@@ -183,21 +185,35 @@ class PPOTrainer:
         """One PPO step; appends to `history` and returns its row.
 
         When the rollout's KL is above the ceiling, nothing is learned from it: `stop_reason` is set, and the policy
-        goes back to the last one whose KL was below.
+        goes back to the last one whose KL was below. The last update's policy is held to the ceiling as well: by one
+        more rollout, whose row is kept only where it is above.
         """
+        row = self._step(learn=True)
+        self._keep(row)
+        if self.updates >= self.settings.steps and self.settings.kl.ceiling_nats is not None:
+            beyond = self._step(learn=False)
+            if self.stop_reason is not None:
+                self._keep(beyond)
+        return self.history[-1]
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        self._look_for_alarms(row)
+
+    def _step(self, *, learn: bool) -> dict[str, Any]:
         started = time.perf_counter()
-        coef, rate = self.controller.coef, self.settings.policy_learning_rate * self._learning_rate_factor()
+        coef, rate = self.controller.coef, self.settings.policy_learning_rate * self._policy_rate()
         rollout = self.rollout()
         scores = self.score(rollout)
         advantages = update = None
         number = self.updates + 1
         if self.controller.exceeds_ceiling(kl := float(scores.kl.mean())):
             self._stop_at_ceiling(kl)
-        else:
+        elif learn:
             self._keep_as_good()
             advantages = self.advantages(scores)
             update = self.update(rollout, scores, advantages)
-        row = history_row(
+        return history_row(
             step=number,
             rollout=rollout,
             scores=scores,
@@ -207,9 +223,6 @@ class PPOTrainer:
             learning_rate=rate,
             seconds=time.perf_counter() - started,
         )
-        self.history.append(row)
-        self._look_for_alarms(row)
-        return row
 
     def train(
         self,
@@ -279,8 +292,12 @@ class PPOTrainer:
                 store.save(state)
         self.world.wait()
 
-    def _learning_rate_factor(self) -> float:
-        return learning_rate_factor(self.updates, self.settings)
+    def _policy_rate(self) -> float:
+        """Factor on the policy's learning rate: 0 while the critic warms up, and the warm-up begins after that."""
+        waited = self.updates - self.settings.critic_warmup_steps
+        if waited < 0:
+            return 0.0
+        return min(learning_rate_factor(waited, self.settings), learning_rate_factor(self.updates, self.settings))
 
     def _step_seed(self, stream: int) -> int:
         return int(np.random.SeedSequence([self._seed, self.updates, stream]).generate_state(1, np.uint64)[0] >> 1)

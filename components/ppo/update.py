@@ -102,7 +102,8 @@ class Updater:
         scores: Scores,
         advantages: Advantages,
         *,
-        rate: float = 1.0,
+        policy_rate: float = 1.0,
+        value_rate: float = 1.0,
         train_policy: bool = True,
         seed: int = 0,
     ) -> UpdateStatistics:
@@ -112,15 +113,16 @@ class Updater:
             rollout: The episodes.
             scores: Their scores, before this update.
             advantages: Their advantages and returns.
-            rate: Factor on both learning rates, in (0, 1].
+            policy_rate: Factor on the policy's learning rate, in [0, 1].
+            value_rate: Factor on the value model's.
             train_policy: False while only the value model learns.
             seed: Of the minibatches' order.
 
         Raises:
             NotFiniteError: A loss or gradient is NaN or infinite; the weights are those before that step.
         """
-        _set_learning_rate(self._policy_optimizer, self._settings.policy_learning_rate * rate)
-        _set_learning_rate(self._value_optimizer, self._settings.value_learning_rate * rate)
+        _set_learning_rate(self._policy_optimizer, self._settings.policy_learning_rate * policy_rate)
+        _set_learning_rate(self._value_optimizer, self._settings.value_learning_rate * value_rate)
         steps = [
             self._optimizer_step(rollout, scores, advantages, minibatch, train_policy=train_policy)
             for minibatch in self._minibatches(len(rollout), seed)

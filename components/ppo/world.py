@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,9 @@ from torch.distributed.tensor import DTensor
 __all__ = ["World"]
 
 _Item = TypeVar("_Item")
+
+_PATIENCE = timedelta(hours=3)
+"""How long processes wait for one of them: the first alone writes a checkpoint, fetches or publishes it."""
 
 
 class World:
@@ -51,7 +55,7 @@ class World:
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
         return cls(rank=dist.get_rank(), size=dist.get_world_size())
 
     @property

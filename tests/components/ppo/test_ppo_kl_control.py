@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from components.ppo.kl_control import KLController, sequence_k1, sequence_k3
-from components.ppo.settings import KLSettings
+from components.ppo.settings import KLSettings, PPOSettings
 
 
 def _make_controller(*, episodes: int = 100, **settings: object) -> KLController:
@@ -51,12 +51,25 @@ def test_fixed_control_never_moves_and_control_off_costs_nothing() -> None:
     assert off.coef == 0.0
 
 
-@given(kls=st.lists(st.floats(-100, 1e6), max_size=50))
-def test_coefficient_stays_positive(kls: list[float]) -> None:
-    controller = _make_controller()
+@given(
+    kls=st.lists(st.floats(-100, 1e6), max_size=50),
+    step_gain=st.floats(0.01, 5),
+    error_clip=st.floats(0.01, 3),
+)
+def test_coefficient_stays_positive_under_all_settings_that_are_accepted(
+    kls: list[float], step_gain: float, error_clip: float
+) -> None:
+    assume(abs(step_gain * error_clip - 1.0) > 1e-6)
+    kl_settings = KLSettings(step_gain=step_gain, error_clip=error_clip)
+    if step_gain * error_clip > 1.0:
+        with pytest.raises(ValueError, match="off the coefficient"):
+            PPOSettings(kl=kl_settings)
+        return
+    settings = PPOSettings(kl=kl_settings)
+    controller = KLController.start(settings.kl, episodes_per_step=64)
 
     for kl in kls:
-        controller.update(kl, episodes=100)
+        controller.update(kl, episodes=64)
 
     assert controller.coef > 0
 

@@ -88,3 +88,29 @@ def _untied(head: Any) -> torch.nn.Linear:
     copy = torch.nn.Linear(head.in_features, head.out_features, bias=False)
     copy.weight.data.copy_(head.weight)
     return copy.requires_grad_(False)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.97, 0.995, 0.9999])
+def test_gradient_of_a_confident_token_survives_half_precision(confidence: float) -> None:
+    """With a frozen bfloat16 head; against float64, relative error of the gradient with respect to the hidden state."""
+    torch.manual_seed(0)
+    weight = (torch.randn(512, 64) / 8).to(torch.bfloat16)
+    hidden, target = torch.randn(1, 64), torch.tensor([7])
+    for _ in range(60):  # along the target's row until it is as likely as wanted
+        if float(torch.softmax(hidden.to(torch.bfloat16).double() @ weight.double().T, dim=1)[0, 7]) >= confidence:
+            break
+        hidden = hidden + weight[7].float() * 0.3
+    rounded = hidden.to(torch.bfloat16)
+    exact = rounded.double().requires_grad_()
+    logits = exact @ weight.double().T
+    logits[:, PAD] = -torch.inf
+    torch.log_softmax(logits, dim=1)[0, 7].backward()
+    found = rounded.clone().requires_grad_()
+
+    found_logprob: Any = logprob_head._FrozenHead.apply(found, weight, None, target, PAD, 1.0)
+    found_logprob.sum().backward()
+
+    assert exact.grad is not None
+    assert found.grad is not None
+    error = (found.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert float(error) < 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_adapters_over_a_half_precision_backbone_are_float32() -> None:
 
 @pytest.mark.parametrize("make", [make_policy, make_gpt2_policy])
 def test_a_reward_adapter_on_the_shared_backbone_scores_as_its_merged_model(make: Any, tmp_path: Any) -> None:
-    save_reward_adapter(make(), tmp_path, base_digest="aa")
+    save_reward_adapter(make(), tmp_path, base_digest="aa", dropout=0.5)
     expected = rewards(load_reward_model(tmp_path / "reward"), make_tokenizer(), PROMPTS, RESPONSES)
     models = make_models(make_settings(parameterisation="lora"), policy=make())
     assert isinstance(models, SharedBackbone)
@@ -170,6 +171,20 @@ def test_a_reward_adapter_on_the_shared_backbone_scores_as_its_merged_model(make
     models.save_candidate(make_tokenizer(), tmp_path / "out", origin={"base_model": "", "base_digest": ""}, step=0)
     saved = response_logprobs(load_policy(tmp_path / "out"), make_tokenizer(), PROMPTS, RESPONSES)
     assert torch.allclose(torch.cat(policy_before), torch.cat(saved), atol=1e-5)
+
+
+def test_a_candidate_over_a_half_precision_backbone_is_the_policy_that_was_trained(tmp_path: Any) -> None:
+    """Merged in bfloat16 the small updates of an adapter would be rounded away."""
+    trainer = make_trainer(parameterisation="lora", policy=make_policy().to(torch.bfloat16), steps=2)
+    trainer.train()
+    exact = copy.deepcopy(trainer.models)
+    exact._peft.float()  # pyright: ignore
+    expected = torch.cat(_packed_logprobs(exact))
+
+    trainer.models.save_candidate(make_tokenizer(), tmp_path, origin={"base_model": "", "base_digest": ""}, step=2)
+
+    saved = response_logprobs(load_policy(tmp_path, dtype=torch.float32), make_tokenizer(), PROMPTS, RESPONSES)
+    assert torch.allclose(torch.cat(saved), expected, atol=1e-4)
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Any) -> None:

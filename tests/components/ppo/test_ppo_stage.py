@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_ppo import make_artifacts, run_arguments, save_reward_adapter
+from tiny_ppo import make_artifacts, make_reward_model, make_tokenizer, run_arguments, save_reward_adapter
 
 from components.ppo.stage import run
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import InputError
 from components.shared.files import read_json, read_jsonl, write_json
-from components.shared.models import load_policy
+from components.shared.models import load_policy, save_reward_model
 
 ROW = {
     *("step", "episodes", "reward_mean", "reward_std", "kl", "kl_k3", "kl_per_token", "kl_coef", "entropy"),
@@ -118,3 +118,14 @@ def test_reward_model_shares_the_backbone_where_it_was_trained_over_it(
         rows = read_jsonl(Path(arguments["output_history"]) / "history.jsonl")
         paid[told] = [row["reward_mean"] for row in rows]
     assert paid["share one backbone"] == pytest.approx(paid["belongs to another policy"], abs=1e-3)
+
+
+def test_a_reward_model_with_fewer_embeddings_than_the_policy_samples_is_refused(tmp_path: Path) -> None:
+    arguments = run_arguments(tmp_path)
+    shutil.rmtree(arguments["reward_model"])
+    with write_artifact(arguments["reward_model"], "reward_model", stage="reward_model") as draft:
+        save_reward_model(make_reward_model(vocab_size=13), make_tokenizer(), draft.path)
+        write_json(draft.path / "reward.json", {"mean": 0.0, "std": 1.0, "slope": 1.0})
+
+    with pytest.raises(InputError, match="13 embeddings, the policy can sample 14"):
+        run(**arguments)

@@ -79,6 +79,31 @@ def test_above_the_ceiling_training_stops_without_an_update_and_keeps_the_last_g
     assert summary["steps"] == len(trainer.history) - 1
 
 
+def test_the_last_updates_policy_is_held_to_the_ceiling_too() -> None:
+    options = {"steps": 1, "policy_learning_rate": 0.05}
+    trainer = make_trainer(**options, kl={"control": "off", "target_nats": 1.0, "ceiling_nats": 0.5})
+    before = _weights(trainer)
+
+    trainer.train()
+
+    assert "ceiling" in str(trainer.stop_reason)
+    assert [row["value_loss"] is None for row in trainer.history] == [False, True]
+    assert trainer.updates == 0
+    assert all(torch.equal(before[name], after) for name, after in _weights(trainer).items())
+    gentle = make_trainer(steps=1, policy_learning_rate=1e-5, kl={"target_nats": 1.0, "ceiling_nats": 2.0})
+    gentle.train()
+    assert (gentle.stop_reason, gentle.updates, len(gentle.history)) == (None, 1, 1)
+
+
+def test_the_policys_warm_up_begins_when_the_critics_is_over() -> None:
+    trainer = make_trainer(steps=6, warmup_steps=3, critic_warmup_steps=2, policy_learning_rate=0.004)
+
+    trainer.train()
+
+    rates = [row["learning_rate"] for row in trainer.history]
+    assert rates == pytest.approx([0.0, 0.0, 0.001, 0.002, 0.003, 0.004])
+
+
 def test_reward_that_is_not_a_number_stops_training_before_the_update() -> None:
     trainer = make_trainer()
     before = _weights(trainer)

@@ -169,11 +169,11 @@ def make_artifacts(folder: Path, *, reward_mean: float = 0.0, reward_std: float 
     }
 
 
-def save_reward_adapter(policy: Any, folder: Path, *, base_digest: str) -> None:
+def save_reward_adapter(policy: Any, folder: Path, *, base_digest: str, dropout: float = 0.0) -> None:
     """Saves a reward model trained as an adapter over `policy`, every weight of it drawn at random, in `reward/`."""
     save_policy(policy, make_tokenizer(), folder / "base", base_model="tiny", base_digest="0" * 64)
     classifier = load_reward_model(folder / "base")
-    config = LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, target_modules="all-linear")
+    config = LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=12, lora_dropout=dropout, target_modules="all-linear")
     model: Any = get_peft_model(classifier, config)
     torch.manual_seed(5)
     with torch.no_grad():
