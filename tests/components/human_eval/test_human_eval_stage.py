@@ -19,6 +19,9 @@ STATISTICS = {"batch_id", "rater_kinds", "complete", "comparisons", "safety", "r
     "alpha",
     "raw_agreement",
     "position_bias",
+    "agreement",
+    "drift",
+    "review_queue",
 }
 COMPARISON = {"win_rate", "n_prompts", "n_votes", "lower", "upper", "ci95", "length_controlled", "slices", "rubric"}
 JUDGEMENT = {
