@@ -53,7 +53,7 @@ def run_postgres(programs: Path, folder: Path) -> Iterator[str]:
     )
     try:
         _wait_until_ready(programs, socket)
-        yield f"postgresql+psycopg://tests@/postgres?host={socket}"
+        yield f"postgresql+pg8000://tests@/postgres?unix_sock={socket}/.s.PGSQL.5432"
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=30)

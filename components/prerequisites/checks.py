@@ -202,13 +202,15 @@ def check_database() -> str:
     import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
+    from components.shared.ledger_table import open_engine
+
     url = os.environ.get("PLUMBLINE_DATABASE_URL")
     if not url:
         raise PlumblineError(
             "no evidence database is configured.", where="PLUMBLINE_DATABASE_URL", hint="Set it to a SQLAlchemy URL."
         )
     try:
-        engine = sqlalchemy.create_engine(url)
+        engine = open_engine(url)
         with engine.connect() as connection:
             connection.execute(sqlalchemy.text("select 1"))
         engine.dispose()

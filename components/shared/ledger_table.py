@@ -78,7 +78,10 @@ def open_engine(url: str) -> Engine:
     On SQLite: write-ahead log, a busy timeout, and a transaction that takes the write lock at once when the
     connection has the execution option `write=True` (a deferred one fails half-way when another writer was faster).
     """
-    engine = create_engine(url, pool_pre_ping=True)
+    address = make_url(url)
+    if address.drivername == "postgresql":  # the driver that Plumbline brings, not SQLAlchemy's default
+        address = address.set(drivername="postgresql+pg8000")
+    engine = create_engine(address, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

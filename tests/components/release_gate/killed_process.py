@@ -33,8 +33,8 @@ _PRELOADED = (
     "mlflow.store.artifact.local_artifact_repo",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
-    "psycopg",
-    "sqlalchemy.dialects.postgresql.psycopg",
+    "pg8000",
+    "sqlalchemy.dialects.postgresql.pg8000",
 )
 """MLflow loads its stores when they are first used, which takes seconds."""
 
