@@ -1,7 +1,8 @@
-"""A real Chromium for the tests; skipped where none is installed."""
+"""A real Chromium for the tests; skipped where none is installed, unless PLUMBLINE_REQUIRE_BROWSER is set, as in CI."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,11 @@ _FLAGS = [
 
 
 def find_chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    """The program; None where none is installed and none is required."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None and os.environ.get("PLUMBLINE_REQUIRE_BROWSER"):
+        raise RuntimeError("PLUMBLINE_REQUIRE_BROWSER is set, but no Chromium is installed")
+    return found
 
 
 @contextmanager
