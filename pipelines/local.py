@@ -24,6 +24,7 @@ from rich.console import Console
 
 from components.shared.artifacts import MANIFEST
 from components.shared.files import read_json, write_json, write_text
+from components.shared.progress import ask_to_stop
 from pipelines.console import Failure, Watcher
 from pipelines.settings import RunSettings
 from pipelines.workspace import RunFolder, Workspace
@@ -83,7 +84,7 @@ def run_local(
     watcher = Watcher(run.progress, console, _task_names(pipeline))
     with (
         workspace.environment(run, threads=settings.execution.threads_per_step),
-        _signals_to_the_step() as signals,
+        _signals_to_the_step(run.progress) as signals,
         watcher,
     ):
         failed = _execute(workspace, run, pipeline, arguments)
@@ -136,10 +137,14 @@ def _execute(workspace: Workspace, run: RunFolder, pipeline: Callable[..., Any],
 
 
 @contextlib.contextmanager
-def _signals_to_the_step() -> Iterator[list[int]]:
+def _signals_to_the_step(progress_file: Path) -> Iterator[list[int]]:
     """SIGTERM and Ctrl-C end the step that runs, which saves its checkpoint first; the run then ends in good order.
 
-    A second signal ends the runner at once.
+    kfp goes on with the steps that do not need the one that ended: these are told not to start. A second signal ends
+    the runner at once.
+
+    Args:
+        progress_file: Of the run; its steps look beside it before they start.
 
     Yields:
         The signals that came, in order.
@@ -152,6 +157,7 @@ def _signals_to_the_step() -> Iterator[list[int]]:
         received.append(number)
         if len(received) > 1:
             raise SystemExit(128 + number)
+        ask_to_stop(progress_file)
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.send_signal(signal.SIGTERM)

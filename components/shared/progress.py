@@ -2,7 +2,7 @@
 
 A step runs in a process or pod of its own and cannot draw on the user's terminal. It appends small JSON events to the
 file named by `PLUMBLINE_PROGRESS`, which the local runner follows and draws; without that file, progress goes to the
-log.
+log. The way back is one bit: a file beside it says that no further step shall start.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["PROGRESS_VARIABLE", "announce", "report", "track"]
+__all__ = ["PROGRESS_VARIABLE", "announce", "ask_to_stop", "is_watched", "report", "stop_asked", "track"]
 
 PROGRESS_VARIABLE = "PLUMBLINE_PROGRESS"
 _SECONDS_BETWEEN_EVENTS = 0.2
@@ -71,6 +72,30 @@ def announce(stage: str, state: str, **fields: str) -> None:
         _append(path, {"event": state, "stage": stage, "time": time.time(), **fields})
     elif state != "failed":  # a failure is raised, and logged by whoever catches it
         logger.info("%s %s", stage, state)
+
+
+def is_watched() -> bool:
+    """Whether a local runner follows this step; it passes Ctrl-C on as SIGTERM."""
+    return PROGRESS_VARIABLE in os.environ
+
+
+def ask_to_stop(progress_file: Path) -> None:
+    """Tells every step that has not started yet that it shall not: the run was interrupted.
+
+    Args:
+        progress_file: The file that the run's steps know as `PLUMBLINE_PROGRESS`.
+    """
+    _stop_file(str(progress_file)).touch()
+
+
+def stop_asked() -> bool:
+    """Whether the run was interrupted before this step started."""
+    path = os.environ.get(PROGRESS_VARIABLE)
+    return path is not None and _stop_file(path).exists()
+
+
+def _stop_file(path: str) -> Path:
+    return Path(f"{path}.stop")
 
 
 def _append(path: str, event: dict[str, object]) -> None:

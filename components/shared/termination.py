@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from components.shared.progress import is_watched
+
 __all__ = ["EXIT_TERMINATED", "Termination", "graceful_termination"]
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -44,13 +46,21 @@ class Termination:
 
 @contextmanager
 def graceful_termination() -> Iterator[Termination]:
-    """Handles SIGTERM inside the block; outside a process's main thread the signal keeps its usual effect."""
+    """Handles SIGTERM inside the block; outside a process's main thread the signal keeps its usual effect.
+
+    A terminal sends Ctrl-C to the local runner and to its step; the runner passes it on as SIGTERM, so the step ignores
+    it.
+    """
     termination = Termination()
     if threading.current_thread() is not threading.main_thread():
         yield termination
         return
-    previous = signal.signal(signal.SIGTERM, termination.receive)
+    handlers: dict[int, Any] = {signal.SIGTERM: termination.receive}
+    if is_watched():
+        handlers[signal.SIGINT] = signal.SIG_IGN
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield termination
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -22,7 +22,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from components.shared.progress import announce
+from components.shared.progress import announce, stop_asked
+from components.shared.termination import EXIT_TERMINATED
 
 __all__ = ["StageRun", "close_pipeline_run", "pipeline_run", "pipeline_run_id", "stage_run"]
 
@@ -119,8 +120,14 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
 
     Yields:
         The run to log to.
+
+    Raises:
+        SystemExit: The pipeline was interrupted before this step: it does not start; status 143.
     """
     _configure_logging()
+    if stop_asked():
+        logger.warning("%s not started: the run was interrupted.", stage)
+        raise SystemExit(EXIT_TERMINATED)
     announce(stage, "started")
     run = _open_stage_run(stage)
     run.log_params({**(settings or {}), **({} if seed is None else {"seed": seed})})

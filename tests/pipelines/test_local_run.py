@@ -148,6 +148,49 @@ def test_a_step_that_is_killed_fails_the_run_and_the_next_run_goes_on(finished: 
     assert "resum" in log.lower()
 
 
+def test_an_interrupted_run_starts_no_further_step_and_the_same_command_goes_on(finished: Path) -> None:
+    runs = finished / "runs"
+    settings = small_settings(finished / "world", runs, ppo={"steps": 31}, reward_model={"learning_rate": 9e-4})
+    write_settings(finished / "stop.yaml", settings)
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--settings", "stop.yaml"]
+    with subprocess.Popen(command, cwd=finished, stderr=subprocess.PIPE, text=True) as process:
+        _wait_for_step(process, runs, "reward_model_divergence")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Run the same command again" in errors
+    summary = latest_summary(runs)
+    assert summary["failure"]["stage"] == "reward_model_divergence"
+    assert "interrupted by SIGTERM" in summary["failure"]["message"]
+    assert "ppo" not in summary["seconds"], "it does not need the step that was ended, so kfp went on with it"
+
+    with subprocess.Popen(command, cwd=finished, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        _wait_for_checkpoint(process, runs / "state" / "checkpoints")
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does at Ctrl-C
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGINT
+    assert latest_summary(runs)["failure"]["stage"] == "ppo"
+
+    result = plumbline("run", "--settings", "stop.yaml", cwd=finished)
+    assert result.returncode == 0, result.stderr
+    assert latest_summary(runs)["ppo"]["steps"] == 31
+    assert "resum" in (runs / "latest" / "pipeline.log").read_text().lower()
+
+
+def _wait_for_step(process: subprocess.Popen[str], runs: Path, stage: str) -> None:
+    """Returns once the step has told that it started."""
+    before = (runs / "latest").resolve()
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and process.poll() is None:
+        progress = runs / "latest" / "progress.jsonl"
+        if (runs / "latest").resolve() != before and progress.is_file():
+            started = [event for event in read_jsonl(progress) if event["event"] == "started"]
+            if started and started[-1]["stage"] == stage:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"{stage} did not start in time")
+
+
 def _wait_for_checkpoint(process: subprocess.Popen[str], checkpoints: Path) -> int:
     """Process id of the PPO step, once it has saved a few checkpoints."""
     deadline = time.monotonic() + 400
