@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 from postgres_server import find_postgres, run_postgres
+from s3_server import MISSING as SWIFT_MISSING
+from s3_server import S3Server, has_swift
 
 import components  # noqa: F401  (telemetry off, before any library loads)
 
@@ -39,58 +40,29 @@ def mlflow_store(migrated_mlflow_database: Path, tmp_path: Path, monkeypatch: py
     return f"sqlite:///{copy}"
 
 
-class StorageServer:
-    """An S3 server on the loopback; what it holds outlives a stop."""
-
-    def __init__(self) -> None:
-        self._port = 0
-        self.start()
-
-    def start(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
-        self._server.start()
-        _, self._port = self._server.get_host_and_port()
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def require_rights_after(self, requests: str) -> None:
-        """Whoever it knows no key of is refused from then on; `inf`: nobody ever is."""
-        address = f"{self.address}/moto-api/reset-auth"
-        headers = {"Content-Type": "text/plain"}
-        urllib.request.urlopen(urllib.request.Request(address, data=requests.encode(), headers=headers)).close()
-
-
 @pytest.fixture(scope="session")
-def _storage_server() -> Iterator[StorageServer]:
-    server = StorageServer()
+def _storage_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Swift; skipped where it is not installed, but an error where PLUMBLINE_REQUIRE_S3 is set, as in CI."""
+    if not has_swift():
+        if os.environ.get("PLUMBLINE_REQUIRE_S3"):
+            raise RuntimeError(SWIFT_MISSING)
+        pytest.skip(SWIFT_MISSING)
+    server = S3Server(tmp_path_factory.mktemp("swift"))
+    server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture
-def storage_server(_storage_server: StorageServer, monkeypatch: pytest.MonkeyPatch) -> StorageServer:
+def storage_server(_storage_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """An S3 server; the AWS variables point to it."""
-    variables = {
-        "AWS_ENDPOINT_URL": _storage_server.address,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "2",
-    }
-    for name, value in variables.items():
+    for name, value in {**_storage_server.environment(), "AWS_MAX_ATTEMPTS": "2"}.items():
         monkeypatch.setenv(name, value)
     return _storage_server
 
 
 @pytest.fixture
-def bucket_client(storage_server: StorageServer) -> Any:
+def bucket_client(storage_server: S3Server) -> Any:
     """boto3's own client of the server."""
     import boto3
 
@@ -106,10 +78,17 @@ def bucket(bucket_client: Any) -> str:
 
 
 @pytest.fixture
-def refuse_credentials(storage_server: StorageServer) -> Iterator[Callable[[], None]]:
-    """Called, it makes the server refuse the test's credentials."""
-    yield lambda: storage_server.require_rights_after("0")
-    storage_server.require_rights_after("inf")
+def refuse_credentials(storage_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called, it gives the test a key that the server refuses."""
+    del storage_server
+
+    def refuse() -> None:
+        import boto3
+
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers credentials
+
+    return refuse
 
 
 @pytest.fixture(scope="session")

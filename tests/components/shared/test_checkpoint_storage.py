@@ -321,10 +321,10 @@ def test_a_folder_that_lost_files_here_is_fetched_again(move_to, tmp_path):
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(move_to, storage_server, monkeypatch, caplog):
     monkeypatch.setattr(lease_module, "LEASE_SECONDS", 60.0)
-    monkeypatch.setattr(checkpoint_storage, "_BACKOFF_SECONDS", (0.5, 5.0))
+    monkeypatch.setattr(checkpoint_storage, "_BACKOFF_SECONDS", (1.0,) * 30)
     with pytest.raises(Killed), training_folder(RUN) as folder:
         storage_server.stop()
-        back = threading.Timer(3.0, storage_server.start)
+        back = threading.Timer(1.0, storage_server.start)
         back.start()
         _make_checkpoint(folder, 1)
         back.join()
