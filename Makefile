@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench-ppo ui clean
+.PHONY: help setup demo test test-fast golden lint format bench-ppo ui clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: $(STAMP) ## Every test
 
 test-fast: $(STAMP) ## Tests that train nothing large
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m 'not slow'
+
+golden: $(STAMP) ## Write anew what each compiled pipeline asks of a cluster (tests/pipelines/golden); read the diff
+	$(BIN)/python -m pytest -q tests/pipelines/test_golden.py --golden
 
 lint: $(STAMP) ## Style, imports and types
 	$(BIN)/ruff check .

@@ -25,6 +25,9 @@ _EXIT_INPUT = 2
 _workspace = click.option(
     "--workspace", default="runs", show_default=True, help="Folder of local runs.", type=click.Path(file_okay=False)
 )
+_other_workspace = click.option(
+    "--workspace", default=None, help="Overrides execution.workspace.", type=click.Path(file_okay=False)
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _reason = click.option("--reason", required=True, help="Why; it stands in the ledger for good.")
 _actor = click.option("--actor", default=None, help="Who acts; default: PLUMBLINE_ACTOR, else the login name.")
@@ -62,8 +65,9 @@ def cli() -> None:
 @cli.command()
 @click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
 @click.option("--seed", type=click.IntRange(min=0), help="Overrides the seed of the settings.")
+@_other_workspace
 @_as_json
-def run(settings_file: str, seed: int | None, as_json: bool) -> None:
+def run(settings_file: str, seed: int | None, workspace: str | None, as_json: bool) -> None:
     """Run the whole pipeline on this machine.
 
     What did not change since an earlier run is reused; a training step that was killed goes on from its checkpoint.
@@ -73,6 +77,8 @@ def run(settings_file: str, seed: int | None, as_json: bool) -> None:
     settings = load_run_settings(settings_file)
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
+    if workspace:
+        settings = settings.executed(workspace=workspace)
     from pipelines.runs import run_training
 
     _finish(run_training(settings, console=_console()), as_json)

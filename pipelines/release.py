@@ -14,7 +14,7 @@ from kfp import dsl
 
 from components.human_eval.component import human_eval
 from components.release_gate.component import keep_champion, promote, release_gate, roll_back
-from pipelines.settings import StepResources
+from pipelines.placement import Place
 from pipelines.steps import code_version, place
 
 __all__ = ["Released", "build_live_judgement", "build_release"]
@@ -27,11 +27,11 @@ class Released(NamedTuple):
     decision: dsl.Artifact
 
 
-def build_release(light: StepResources) -> Callable[..., Any]:
+def build_release(light: Place) -> Callable[..., Any]:
     """Makes the release pipeline for a candidate.
 
     Args:
-        light: Resources of its steps.
+        light: What its steps get.
 
     Returns:
         A KFP pipeline; its steps are human_eval > release_gate > promote | keep_champion.
@@ -87,7 +87,7 @@ def build_release(light: StepResources) -> Callable[..., Any]:
     return release
 
 
-def build_live_judgement(light: StepResources) -> Callable[..., Any]:
+def build_live_judgement(light: Place) -> Callable[..., Any]:
     """Makes the same for a live model; its steps are human_eval > release_gate > roll_back | keep_champion."""
 
     @dsl.pipeline(

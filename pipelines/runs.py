@@ -24,6 +24,7 @@ def run_training(settings: RunSettings, *, console: Console) -> RunResult:
     Raises:
         InputError: Data that the settings name cannot be read.
     """
+    settings = settings.executed(profile="local")
     if settings.optimizer == "ppo":
         from pipelines.rlhf import build_rlhf as build
         from pipelines.rlhf import rlhf_arguments as arguments
@@ -62,7 +63,7 @@ def run_soak(
         run_id = live.run
     released_by = root.run(run_id)
     settings = load_run_settings(str(released_by.settings))
-    settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})
+    settings = settings.executed(workspace=workspace, profile="local")
     arguments = soak_arguments(settings, artifacts=read_json(released_by.path / "artifacts.json"))
     arguments["seed"] = secrets.randbelow(2**31) if seed is None else seed
     return run_local(settings, build_soak(settings), arguments, name=f"{settings.name}-soak", console=console)

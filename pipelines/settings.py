@@ -22,6 +22,7 @@ from components.reward_model.settings import RewardModelSettings
 from components.sft.settings import SFTSettings
 from components.shared.errors import InputError, PlumblineError
 from components.shared.settings import StrictModel, load_settings
+from pipelines.placement import StepResources
 
 __all__ = [
     "DataSettings",
@@ -69,27 +70,6 @@ class SoakSettings(StrictModel):
     human_eval: HumanEvalSettings = HumanEvalSettings()
 
 
-class StepResources(StrictModel):
-    """What a step's container gets on a cluster; a local run ignores it."""
-
-    image: str | None = Field(default=None, description="Container image; None takes the component's own.")
-    cpu: str | None = Field(default=None, description="CPU limit, e.g. `4`.")
-    memory: str | None = Field(default=None, description="Memory limit, e.g. `16Gi`.")
-    accelerator: str | None = Field(
-        default=None, description="Resource name of the accelerator, e.g. `nvidia.com/gpu`."
-    )
-    accelerator_count: int = Field(default=0, ge=0, description="Accelerators per step.")
-    retries: int = Field(
-        default=0, ge=0, description="Times that a failed step is tried again; it resumes from its checkpoint."
-    )
-
-    @model_validator(mode="after")
-    def _accelerator_is_whole(self) -> StepResources:
-        if (self.accelerator is None) != (self.accelerator_count == 0):
-            raise ValueError("accelerator and accelerator_count go together")
-        return self
-
-
 class ExecutionSettings(StrictModel):
     """Where and with what the steps run."""
 
@@ -99,8 +79,15 @@ class ExecutionSettings(StrictModel):
         ge=1,
         description="CPU threads of a local step; None lets torch choose. Tiny models are fastest with 1.",
     )
-    light: StepResources = Field(default=StepResources(), description="Data, statistics and gate steps.")
-    train: StepResources = Field(default=StepResources(), description="Steps that load a model.")
+    profile: str = Field(
+        default="local",
+        min_length=1,
+        description="Environment on a cluster: `local`, `dev`, `prod`, or a profile's file; a local run takes `local`.",
+    )
+    light: StepResources = Field(
+        default=StepResources(), description="Data, statistics and gate steps: what this run wants beyond the profile."
+    )
+    train: StepResources = Field(default=StepResources(), description="Steps that load a model: the same.")
 
 
 class RunSettings(StrictModel):
@@ -130,6 +117,10 @@ class RunSettings(StrictModel):
     release_gate: ReleaseGateSettings = ReleaseGateSettings()
     soak: SoakSettings = SoakSettings()
     execution: ExecutionSettings = ExecutionSettings()
+
+    def executed(self, **changes: str) -> RunSettings:
+        """The same run with other execution settings."""
+        return self.model_copy(update={"execution": self.execution.model_copy(update=changes)})
 
     @property
     def plug_ins(self) -> list[str]:

@@ -19,7 +19,7 @@ from components.report.component import finish, report
 from components.shared.settings import as_parameter
 from pipelines.release import build_live_judgement
 from pipelines.settings import RunSettings
-from pipelines.steps import code_version, place
+from pipelines.steps import code_version, pipeline_config, place, places
 
 __all__ = ["PIPELINE_NAME", "build_soak", "soak_arguments"]
 
@@ -35,12 +35,14 @@ def build_soak(settings: RunSettings) -> Callable[..., Any]:
     Returns:
         A KFP pipeline.
     """
-    light, train = settings.execution.light, settings.execution.train
+    light, train = places(settings)
     judge_live = build_live_judgement(light)
     default = soak_arguments(settings, artifacts={})
 
     @dsl.pipeline(
-        name=PIPELINE_NAME, description="Fresh human evidence on the live champion; rolls back when it turns."
+        name=PIPELINE_NAME,
+        description="Fresh human evidence on the live champion; rolls back when it turns.",
+        pipeline_config=pipeline_config(settings),
     )
     def soak(
         dataset_uri: str,

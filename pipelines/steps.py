@@ -2,36 +2,133 @@
 
 from __future__ import annotations
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 
 from components.shared.code_version import code_version
-from pipelines.settings import StepResources
+from pipelines.placement import EnvironmentSource, Place, Profile, StepResources, load_profile
+from pipelines.settings import RunSettings
 
-__all__ = ["code_version", "place"]
+__all__ = ["code_version", "pipeline_config", "place", "places"]
+
+_RETRY_BACKOFF, _RETRY_WITHIN = "30s", "3600s"
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+_PRIORITY_LABEL = "plumbline.dev/priority-class"
+"""KFP cannot set a pod's priority class; an admission policy of k8s/ reads it from this label."""
 
 
-def place(task: dsl.PipelineTask, resources: StepResources, *, name: str, cache: bool) -> dsl.PipelineTask:
-    """Gives a step its image, resources, name and caching.
+def places(settings: RunSettings) -> tuple[Place, Place]:
+    """What light steps and training steps get, by the run's profile and settings.
+
+    Raises:
+        InputError: The profile cannot be used.
+    """
+    execution = settings.execution
+    profile = load_profile(execution.profile)
+    return profile.resources("light", execution.light), profile.resources("train", execution.train)
+
+
+def pipeline_config(settings: RunSettings) -> dsl.PipelineConfig:
+    """What holds for a whole run, by its profile."""
+    return dsl.PipelineConfig(active_deadline_seconds=load_profile(settings.execution.profile).run_timeout_seconds)
+
+
+def place(task: dsl.PipelineTask, where: Place, *, name: str, cache: bool) -> dsl.PipelineTask:
+    """Gives a step its image, resources, environment, name and caching.
 
     Args:
         task: The step.
-        resources: What its container gets.
+        where: What its container gets.
         name: How the UI shows it.
         cache: True only for pure steps: same inputs, parameters and code, same outputs, and no service changed.
 
     Returns:
         The same task.
+
+    Raises:
+        InputError: Its image is not pinned by digest, where the profile wants it to be.
     """
+    resources, profile = where.for_step(name), where.profile
     task.set_display_name(name)
     task.set_caching_options(cache)
-    if resources.image:
-        task.set_container_image(resources.image)
+    task.set_container_image(where.image(name, default=_own_image(task)))
+    _give_resources(task, resources)
+    _give_environment(task, profile, name)
+    _give_volumes(task, profile, resources)
+    _schedule(task, profile, resources)
+    return task
+
+
+def _own_image(task: dsl.PipelineTask) -> str:
+    """The image that the component names itself."""
+    spec = task.container_spec
+    assert spec is not None, f"{task.name} has no container"
+    return spec.image
+
+
+def _give_resources(task: dsl.PipelineTask, resources: StepResources) -> None:
+    if resources.cpu_request:
+        task.set_cpu_request(resources.cpu_request)
     if resources.cpu:
         task.set_cpu_limit(resources.cpu)
+    if resources.memory_request:
+        task.set_memory_request(resources.memory_request)
     if resources.memory:
         task.set_memory_limit(resources.memory)
-    if resources.accelerator:
+    if resources.accelerator and resources.accelerator_count:
         task.set_accelerator_type(resources.accelerator).set_accelerator_limit(resources.accelerator_count)
     if resources.retries:
-        task.set_retry(num_retries=resources.retries, backoff_duration="30s", backoff_factor=2.0)
-    return task
+        task.set_retry(
+            num_retries=resources.retries,
+            backoff_duration=resources.retry_backoff or _RETRY_BACKOFF,
+            backoff_factor=2.0,
+            backoff_max_duration=resources.retry_within or _RETRY_WITHIN,
+        )
+    if resources.timeout_seconds:
+        kubernetes.set_timeout(task, resources.timeout_seconds)
+
+
+def _give_environment(task: dsl.PipelineTask, profile: Profile, name: str) -> None:
+    """Variables by reference; a local run takes them from its own environment."""
+
+    def mine(sources: list[EnvironmentSource]) -> list[EnvironmentSource]:
+        return [source for source in sources if source.is_for(name)]
+
+    for source in mine(profile.config_maps):
+        keys = {variable: variable for variable in source.variables}
+        kubernetes.use_config_map_as_env(task, source.name, keys, optional=source.optional)
+    for source in mine(profile.secrets):
+        keys = {variable: variable for variable in source.variables}
+        kubernetes.use_secret_as_env(task, source.name, keys, optional=source.optional)
+    for variable, field in profile.pod_fields.items():
+        kubernetes.use_field_path_as_env(task, variable, field)
+    for variable, value in profile.variables.items():
+        task.set_env_variable(variable, value)
+
+
+def _give_volumes(task: dsl.PipelineTask, profile: Profile, resources: StepResources) -> None:
+    for mount in profile.mounts:
+        kubernetes.mount_pvc(task, mount.claim, mount.path, mount.sub_path)
+    for path, size in profile.scratch.items():
+        kubernetes.empty_dir_mount(task, f"scratch{path.rstrip('/').replace('/', '-')}", path, size_limit=size)
+    if resources.shared_memory:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=resources.shared_memory.size)
+
+
+def _schedule(task: dsl.PipelineTask, profile: Profile, resources: StepResources) -> None:
+    """Which nodes, in which queue, as whom, and how the image is pulled."""
+    for label, value in (resources.node_selector or {}).items():
+        kubernetes.add_node_selector(task, label, value)
+    for one in resources.tolerations or []:
+        kubernetes.add_toleration(task, one.key, one.operator, one.value, one.effect)
+    if resources.queue:
+        kubernetes.add_pod_label(task, _QUEUE_LABEL, resources.queue)
+    if resources.priority:
+        kubernetes.add_pod_label(task, _QUEUE_PRIORITY_LABEL, resources.priority)
+        kubernetes.add_pod_label(task, _PRIORITY_LABEL, resources.priority)
+    if profile.pull_policy:
+        kubernetes.set_image_pull_policy(task, profile.pull_policy)
+    if profile.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, profile.pull_secrets)
+    if profile.security:
+        kubernetes.set_security_context(task, **profile.security.model_dump())

@@ -11,7 +11,8 @@ happened.
 # pyright: reportCallIssue=false, reportArgumentType=false
 # KFP gives tasks where the signatures say values, and fills in outputs and the exit handler's status itself.
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +26,41 @@ from components.report.component import finish, report
 from components.reward_model.component import reward_model, reward_model_check
 from components.sft.component import sft
 from components.shared.settings import as_parameter
+from pipelines.placement import Place
 from pipelines.release import build_release
-from pipelines.settings import RunSettings, StepResources
-from pipelines.steps import code_version, place
+from pipelines.settings import RunSettings
+from pipelines.steps import code_version, pipeline_config, place, places
 
-__all__ = ["Optimise", "Ready", "TrainingSteps", "common_arguments", "settings_argument"]
+__all__ = [
+    "MEANING",
+    "Given",
+    "Method",
+    "Ready",
+    "TrainingSteps",
+    "build_training",
+    "common_arguments",
+    "make_pipeline",
+    "settings_argument",
+]
+
+MEANING = {
+    "model_name": "Registered model that this run makes a candidate for.",
+    "base_model": "Model folder or hub id that training starts from.",
+    "sft_data": "Demonstrations.",
+    "prompt_data": "Prompts to train and evaluate on.",
+    "preference_data": "Preference pairs; empty when this run collects them.",
+    "seed": "Seed of every step.",
+    "gate_policy": "`production`, `demo`, or a policy file.",
+    "plug_ins": "`module:attribute` names that steps load; checked first.",
+    "prerequisites_settings": "PrerequisitesSettings.",
+    "data_validation_settings": "DataValidationSettings.",
+    "sft_settings": "SFTSettings.",
+    "collection_settings": "CollectionSettings.",
+    "reward_model_settings": "RewardModelSettings.",
+    "evaluation_settings": "EvaluationSettings.",
+    "human_eval_settings": "HumanEvalSettings.",
+}
+"""The parameters that every training pipeline has, as KFP's UI explains them."""
 
 
 @dataclass(frozen=True)
@@ -53,114 +84,115 @@ class Ready:
     reward_digest: Any
 
 
-Optimise = Callable[[Ready], dsl.PipelineTask]
-"""Makes the task that optimises the policy; its outputs are `candidate`, `checkpoints` and `history`."""
+Given = Mapping[str, Any]
+"""The pipeline's parameters by name, as KFP hands them to the pipeline function."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to optimise the policy.
+
+    Attributes:
+        label: Names its step.
+        optimise: Makes its task; the outputs are `candidate`, `checkpoints` and `history`.
+        arguments: The pipeline's parameters for a run's settings.
+        meaning: What the parameters mean that no other method has.
+    """
+
+    label: str
+    optimise: Callable[[Ready, Given], dsl.PipelineTask]
+    arguments: Callable[[RunSettings], dict[str, Any]]
+    meaning: dict[str, str]
 
 
 @dataclass(frozen=True)
 class TrainingSteps:
     """The steps of a training pipeline, for the resources of an environment."""
 
-    light: StepResources
-    train: StepResources
-    prerequisites: StepResources
+    light: Place
+    train: Place
+    prerequisites: Place
     release: Callable[..., Any]
 
     @classmethod
     def of(cls, settings: RunSettings) -> "TrainingSteps":
         """The steps for a run's settings."""
-        light, train = settings.execution.light, settings.execution.train
+        light, train = places(settings)
         looks_for_gpu = settings.prerequisites.require_gpu
         return cls(light, train, train if looks_for_gpu else light, build_release(light))
 
-    def run(
-        self,
-        optimise: Optimise,
-        *,
-        optimiser: str,
-        model_name: Any,
-        base_model: Any,
-        sft_data: Any,
-        prompt_data: Any,
-        preference_data: Any,
-        seed: Any,
-        gate_policy: Any,
-        plug_ins: Any,
-        prerequisites_settings: Any,
-        data_validation_settings: Any,
-        sft_settings: Any,
-        collection_settings: Any,
-        reward_model_settings: Any,
-        evaluation_settings: Any,
-        human_eval_settings: Any,
-        reward_rules: Any = None,
-        reward_models: Any = None,
-    ) -> None:
+    def run(self, method: "Method", given: Given) -> None:
         """Places every step, inside a pipeline function.
 
         Args:
-            optimise: Makes the task that optimises the policy.
-            optimiser: Its name.
-            model_name: And what follows: the parameters of the pipeline.
-            reward_rules: Rules that the optimiser is paid by; None: it takes none.
-            reward_models: Further reward models that it is paid by; None: it takes none.
+            method: What optimises the policy.
+            given: The pipeline's parameters.
         """
-        ended = place(finish(model_name=model_name), self.light, name="finish", cache=False)
-        with dsl.ExitHandler(ended, name="run"):
-            ready = prerequisites(
-                base_model=base_model,
-                sft_data=sft_data,
-                prompt_data=prompt_data,
-                preference_data=preference_data,
-                model_name=model_name,
-                plug_ins=plug_ins,
-                reward_rules=[] if reward_rules is None else reward_rules,
-                reward_models=[] if reward_models is None else reward_models,
-                settings=prerequisites_settings,
-            )
-            place(ready, self.prerequisites, name="prerequisites", cache=False)
-            data = self._validated(ready, base_model, data_validation_settings, sft_data, prompt_data)
-            reference = self._tuned(ready, data, base_model, seed, sft_settings)
-            raw_pairs = self._collected(ready, reference, data, preference_data, seed, collection_settings)
-            pairs = self._validated_pairs(ready, raw_pairs, data, base_model, data_validation_settings)
+        with self.told(given):
+            self.chain(method, given)
 
-            reward = self._reward_model(reference, pairs, "train", seed, reward_model_settings)
-            checked = place(reward_model_check(reward_model=reward), self.light, name="reward_model_check", cache=False)
-            heldout_reward = self._reward_model(
-                reference, pairs, "divergence", seed, reward_model_settings, after=checked
-            )
-            task = optimise(Ready(reference, reward, data, pairs, seed, ready.outputs["reward_digest"])).after(checked)
-            optimised = place(task, self.train, name=optimiser, cache=True).outputs
-            evaluated = self._evaluated(
-                ready, reference, optimised, reward, heldout_reward, data, seed, evaluation_settings
-            )
-            released = self.release(
-                candidate=optimised["candidate"],
-                evaluation=evaluated,
-                dataset=data,
-                reward_model=reward,
-                heldout_reward_model=heldout_reward,
-                history=optimised["history"],
-                model_name=model_name,
-                policy=gate_policy,
-                seed=seed,
-                human_eval_settings=human_eval_settings,
-            )
-            written = report(
-                dataset=data,
-                preferences=pairs,
-                sft=reference,
-                reward_model=reward,
-                heldout_reward_model=heldout_reward,
-                history=optimised["history"],
-                candidate=optimised["candidate"],
-                evaluation=evaluated,
-                evidence=released.outputs["evidence"],
-                decision=released.outputs["decision"],
-                model_name=model_name,
-                seed=seed,
-            )
-            place(written.after(released), self.light, name="report", cache=False)
+    def told(self, given: Given) -> dsl.ExitHandler:
+        """The block whose end is told to people and to the tracking server, however it ends."""
+        ended = place(finish(model_name=given["model_name"]), self.light, name="finish", cache=False)
+        return dsl.ExitHandler(ended, name="run")
+
+    def chain(self, method: "Method", given: Given) -> None:
+        """Places the steps that train and judge, without what tells of their end."""
+        base_model, seed = given["base_model"], given["seed"]
+        ready = prerequisites(
+            base_model=base_model,
+            sft_data=given["sft_data"],
+            prompt_data=given["prompt_data"],
+            preference_data=given["preference_data"],
+            model_name=given["model_name"],
+            plug_ins=given["plug_ins"],
+            reward_rules=given.get("reward_rules", []),
+            reward_models=given.get("reward_models", []),
+            settings=given["prerequisites_settings"],
+        )
+        place(ready, self.prerequisites, name="prerequisites", cache=False)
+        validation, rewarding = given["data_validation_settings"], given["reward_model_settings"]
+        data = self._validated(ready, base_model, validation, given["sft_data"], given["prompt_data"])
+        reference = self._tuned(ready, data, base_model, seed, given["sft_settings"])
+        collecting = given["collection_settings"]
+        raw_pairs = self._collected(ready, reference, data, given["preference_data"], seed, collecting)
+        pairs = self._validated_pairs(ready, raw_pairs, data, base_model, validation)
+
+        reward = self._reward_model(reference, pairs, "train", seed, rewarding)
+        checked = place(reward_model_check(reward_model=reward), self.light, name="reward_model_check", cache=False)
+        heldout_reward = self._reward_model(reference, pairs, "divergence", seed, rewarding, after=checked)
+        inputs = Ready(reference, reward, data, pairs, seed, ready.outputs["reward_digest"])
+        task = method.optimise(inputs, given).after(checked)
+        optimised = place(task, self.train, name=method.label, cache=True).outputs
+        evaluating = given["evaluation_settings"]
+        evaluated = self._evaluated(ready, reference, optimised, reward, heldout_reward, data, seed, evaluating)
+        released = self.release(
+            candidate=optimised["candidate"],
+            evaluation=evaluated,
+            dataset=data,
+            reward_model=reward,
+            heldout_reward_model=heldout_reward,
+            history=optimised["history"],
+            model_name=given["model_name"],
+            policy=given["gate_policy"],
+            seed=seed,
+            human_eval_settings=given["human_eval_settings"],
+        )
+        written = report(
+            dataset=data,
+            preferences=pairs,
+            sft=reference,
+            reward_model=reward,
+            heldout_reward_model=heldout_reward,
+            history=optimised["history"],
+            candidate=optimised["candidate"],
+            evaluation=evaluated,
+            evidence=released.outputs["evidence"],
+            decision=released.outputs["decision"],
+            model_name=given["model_name"],
+            seed=seed,
+        )
+        place(written.after(released), self.light, name="report", cache=False)
 
     # The pure steps, which KFP may cache: each takes parameters and outputs of earlier steps and gives its own outputs.
 
@@ -247,6 +279,57 @@ class TrainingSteps:
             code_digest=code_version("evaluation"),
         )
         return place(task, self.train, name="evaluation", cache=True).outputs["evaluation"]
+
+
+def build_training(method: Method, settings: RunSettings, *, name: str, description: str, told: str) -> Any:
+    """Makes a training pipeline for an environment: resources are fixed, all else is a parameter.
+
+    Args:
+        method: What optimises the policy.
+        settings: The run; its profile gives the resources, the rest the parameters' defaults.
+        name: The pipeline's name.
+        description: In the list of pipelines.
+        told: What it does, in its help.
+
+    Returns:
+        A KFP pipeline.
+    """
+    steps = TrainingSteps.of(settings)
+    return make_pipeline(
+        lambda given: steps.run(method, given),
+        defaults=method.arguments(settings),
+        meaning=MEANING | method.meaning,
+        told=told,
+        name=name,
+        description=description,
+        pipeline_config=pipeline_config(settings),
+    )
+
+
+def make_pipeline(
+    body: Callable[[Given], None], *, defaults: Given, meaning: Mapping[str, str], told: str, **options: Any
+) -> Any:
+    """Makes a KFP pipeline whose parameters are a mapping's: KFP reads them from the function's signature.
+
+    Args:
+        body: Places the tasks, given the parameters by name.
+        defaults: The parameters, in order, with their defaults, whose types they have.
+        meaning: What each means; KFP's UI shows it.
+        told: What the pipeline does.
+        **options: Of `dsl.pipeline`.
+    """
+
+    def pipeline(*values: Any) -> None:
+        body(dict(zip(defaults, values, strict=True)))
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter(name, kind, default=value, annotation=type(value)) for name, value in defaults.items()
+    ]
+    helped = "\n".join(f"    {name}: {meaning[name]}" for name in defaults)
+    vars(pipeline)["__signature__"] = inspect.Signature(parameters)
+    pipeline.__doc__ = f"{told}\n\nArgs:\n{helped}\n"
+    return dsl.pipeline(pipeline, **options)
 
 
 def common_arguments(settings: RunSettings) -> dict[str, Any]:

@@ -20,6 +20,10 @@ for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OF
     os.environ.setdefault(_name, _value)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="Write the golden files of compiled pipelines anew.")
+
+
 @pytest.fixture(scope="session")
 def migrated_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database; making one takes seconds, copying it takes none."""

@@ -1,0 +1,109 @@
+"""Profiles: strict, laid over one another, and applied to every step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.shared.errors import InputError
+from pipelines.cluster import compile_pipeline
+from pipelines.placement import EnvironmentSource, Place, Profile, StepResources, load_profile, shipped_profiles
+from pipelines.settings import RunSettings, load_run_settings
+
+
+def _write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def _compile(profile: str, folder: Path, **execution: object) -> None:
+    values = load_run_settings("gpu-example").model_dump(mode="json")
+    values["execution"] = {"profile": profile, **execution}
+    compile_pipeline(RunSettings.model_validate(values), "rlhf", folder / "pipeline.yaml")
+
+
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_shipped_profiles_are_valid(name: str) -> None:
+    assert load_profile(name).experiment
+
+
+def test_a_file_extends_a_shipped_profile_and_says_only_what_differs(tmp_path: Path) -> None:
+    mine = load_profile(_write(tmp_path, "extends: prod\ntrain: {memory: 200Gi}\n"))
+    prod = load_profile("prod")
+    assert mine.train.memory == "200Gi"
+    assert mine.train.accelerator == prod.train.accelerator
+    assert mine.secrets == prod.secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {memroy: 2Gi}", "train.memroy: unknown setting"),
+        ("train: {memory: lots}", "train.memory"),
+        ("train: {accelerator: nvidia.com/gpu}", "go together"),
+        ("light: {tolerations: [{operator: Exists, key: a, value: b}]}", "Exists takes no value"),
+        ("security: {run_as_user: 0}", "security.run_as_user"),
+        ("security: {run_as_non_root: false}", "security.run_as_non_root"),
+        ("secrets: [{name: Not_A_Name, variables: [A]}]", "secrets.0.name"),
+        ("secrets: [{name: a, variables: []}]", "secrets.0.variables"),
+        ("variables: {'A B': c}", "variables"),
+        ("extends: nowhere", "no such profile"),
+        ("- a list", "not a mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_faulty_profile_is_refused_and_the_error_names_the_place(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_profile(_write(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def test_profiles_that_extend_one_another_in_a_circle_are_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, f"extends: {tmp_path / 'mine.yaml'}\n")
+    with pytest.raises(InputError, match="circle"):
+        load_profile(path)
+
+
+def test_what_a_run_wants_stands_over_the_profile_and_a_single_step_over_both() -> None:
+    profile = Profile(train=StepResources(cpu="8", retries=3), steps={"ppo": StepResources(cpu="32", retries=0)})
+    place = profile.resources("train", StepResources(cpu="16"))
+    assert place.for_step("sft").cpu == "16"
+    assert place.for_step("sft").retries == 3
+    assert (place.for_step("ppo").cpu, place.for_step("ppo").retries) == ("32", 0)
+
+
+def test_a_source_for_some_steps_is_not_for_others() -> None:
+    source = EnvironmentSource(name="plumbline-notice", variables=["A"], steps=["finish"])
+    assert source.is_for("finish")
+    assert not source.is_for("ppo")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "plumbline/train:0.1.0",
+        "plumbline/train",
+        "registry:5000/train@sha256:abc",
+        "train@sha256:" + "0" * 64 + "-x",
+        "train@sha256:" + "A" * 64,
+    ],
+)
+def test_production_takes_no_image_that_is_not_pinned_by_digest(image: str) -> None:
+    place = Place(profile=Profile(require_digests=True), resources=StepResources(image=image))
+    with pytest.raises(InputError, match="not pinned by digest"):
+        place.image("ppo", default="other")
+
+
+def test_the_prod_profile_does_not_compile_with_the_components_own_tags(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not pinned by digest"):
+        _compile("prod", tmp_path)
+    pinned = {"image": "registry.example.com/x@sha256:" + "0" * 64}
+    _compile("prod", tmp_path, light=pinned, train=pinned)
+
+
+def test_only_steps_that_read_evidence_or_ledger_see_the_database() -> None:
+    for name in ("dev", "prod"):
+        database = next(one for one in load_profile(name).secrets if one.name == "plumbline-database")
+        assert not any(database.is_for(step) for step in ("sft", "reward_model", "ppo", "collection", "evaluation"))
