@@ -227,6 +227,8 @@ def _write_report(
     from components.report.parts import ROLES as REPORT_ROLES
     from components.report.stage import run as write_report
     from components.shared.champion import resolve_champion
+    from components.shared.tracking import pipeline_usage
+    from components.shared.usage import summarise
 
     champion = resolve_champion(settings.model_name)
     scratch = run.path / "report"
@@ -237,6 +239,7 @@ def _write_report(
         "status": "FAILED" if failure else "SUCCEEDED",
         "failure": {"stage": failure.stage, "message": failure.cause} if failure else None,
         "champion": {"name": settings.model_name, "version": champion.version} if champion else None,
+        "usage": summarise(pipeline_usage()),
         **timing,
     }
     shown = {role: path for role, path in artifacts.items() if role in REPORT_ROLES}

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from components.shared.errors import InputError
 from components.shared.files import digest_of, read_jsonl
 from components.shared.progress import PROGRESS_VARIABLE
-from components.shared.tracking import close_pipeline_run
+from components.shared.tracking import close_pipeline_run, pipeline_usage
+from components.shared.usage import add_up, in_words
 
 __all__ = ["WEBHOOK_VARIABLE", "Notice", "build_notice", "deliver", "find_failure", "finish_run"]
 
@@ -98,6 +99,8 @@ def build_notice(*, state: str, error_message: str | None, run_id: str, model_na
     if state != "SUCCEEDED":
         stage, cause = find_failure(error_message)
         text += f" Failed at {stage}: {cause}" if stage else f" {cause or 'No cause is known.'}"
+    if measured := [used for attempts in pipeline_usage().values() for used in attempts if used is not None]:
+        text += f" Used {in_words(add_up(measured))}."
     return Notice(
         id=digest_of([run_id, state])[:32],
         text=text,

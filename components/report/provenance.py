@@ -101,7 +101,28 @@ def time_section(parts: Parts, run: RunInfo) -> Section:
     )
     rows = [[name.replace("_", " "), value] for name, value in seconds.items()]
     total = [["total", run.seconds_total]] if run.seconds_total is not None else []
-    return Section("Time", join([chart, details("In numbers", table(["stage", "seconds"], rows + total, digits=1))]))
+    numbers = details("In numbers", table(["stage", "seconds"], rows + total, digits=1))
+    return Section("Time and cost", join([chart, numbers, _usage(run)]))
+
+
+def _usage(run: RunInfo) -> Markup | None:
+    """Hours, memory and money, a row a step."""
+    if run.usage is None:
+        return None
+    columns = {
+        "wall_hours": "hours",
+        "cpu_hours": "CPU hours",
+        "gpu_hours": "GPU hours",
+        "peak_memory_gib": "peak memory, GiB",
+        "peak_gpu_memory_gib": "peak GPU memory, GiB",
+    }
+    used = {**run.usage["steps"], "total": run.usage["total"]}
+    rows = [[name.replace("_", " "), *(values[key] for key in columns)] for name, values in used.items()]
+    cost = run.usage["cost"]
+    words = "No price is set (PLUMBLINE_PRICE_GPU_HOUR)." if cost is None else f"{cost:.2f} {run.usage['currency']}."
+    if missing := run.usage["unmeasured_attempts"]:
+        words += f" {missing} killed attempt(s) could not tell what they used and are not in it."
+    return join([table(["step", *columns.values()], rows, digits=3), paragraph(f"Cost: {words}")])
 
 
 def redact(value: Any, name: str = "") -> Any:

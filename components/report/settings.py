@@ -44,6 +44,7 @@ class RunInfo(StrictModel):
         seconds: Wall-clock seconds of each stage, in the order in which they ran.
         champion: The live model after the run; None when there is none.
         seconds_total: Wall-clock seconds of the run.
+        usage: What the steps used, as `components.shared.usage.summarise` gives it.
     """
 
     run_id: str
@@ -54,6 +55,7 @@ class RunInfo(StrictModel):
     seconds: dict[str, float] | None = None
     champion: ChampionName | None = None
     seconds_total: float | None = None
+    usage: dict[str, Any] | None = None
 
     @field_validator("failure", mode="before")
     @classmethod

@@ -20,6 +20,8 @@ from components.shared.champion import resolve_champion
 from components.shared.files import write_json, write_text
 from components.shared.ledger_table import DATABASE_VARIABLE
 from components.shared.settings import parse_settings
+from components.shared.tracking import pipeline_usage
+from components.shared.usage import summarise
 
 __all__ = ["publish", "run"]
 
@@ -75,6 +77,7 @@ def publish(
         "seed": seed,
         "settings": settings,
         "champion": {"name": champion.name, "version": champion.version} if champion else None,
+        "usage": summarise(pipeline_usage()),
     }
     paths = {role: artifact.path for role, artifact in artifacts.items() if artifact is not None}
     parts, info = _read(paths, about)

@@ -53,6 +53,7 @@ def build_summary(parts: Parts, run: RunInfo) -> dict[str, Any]:
         "champion": _select(run.champion.model_dump() if run.champion else None, "name", "version"),
         "policy": _select(dig(parts.decision, "policy"), "name", "version", "digest", "looser_than_production"),
         "seconds": {"total": run.seconds_total, **(run.seconds or {})},
+        "usage": run.usage,
         "digests": {role: manifest["digest"] for role, manifest in parts.manifests.items()},
     }
     return _finite(summary)

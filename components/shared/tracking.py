@@ -24,8 +24,9 @@ from typing import Any
 
 from components.shared.progress import announce, stop_asked
 from components.shared.termination import EXIT_TERMINATED
+from components.shared.usage import Usage, UsageMeter
 
-__all__ = ["StageRun", "close_pipeline_run", "pipeline_run", "pipeline_run_id", "stage_run"]
+__all__ = ["StageRun", "close_pipeline_run", "pipeline_run", "pipeline_run_id", "pipeline_usage", "stage_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -129,15 +130,18 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
         logger.warning("%s not started: the run was interrupted.", stage)
         raise SystemExit(EXIT_TERMINATED)
     announce(stage, "started")
-    run = _open_stage_run(stage)
+    run, meter = _open_stage_run(stage), UsageMeter()
     run.log_params({**(settings or {}), **({} if seed is None else {"seed": seed})})
     try:
-        yield run
+        with _system_metrics(run):
+            yield run
     except BaseException as error:
+        run.log_metrics(meter.read().as_metrics())
         announce(stage, "failed", error=str(error) or type(error).__name__)
         run.set_tags({"plumbline.error": "".join(traceback.format_exception_only(error)).strip()[:5000]})
         _end(run, "FAILED")
         raise
+    run.log_metrics(meter.read().as_metrics())
     _end(run, "FINISHED")
     announce(stage, "finished")
 
@@ -158,6 +162,26 @@ def pipeline_run_id() -> str | None:
         return found[0].info.run_id
     tags = {_RUN_TAG: name, _STAGE_TAG: "pipeline", "mlflow.runName": name}
     return client.create_run(experiment, tags=tags).info.run_id
+
+
+def pipeline_usage() -> dict[str, list[Usage | None]]:
+    """What the pipeline's steps used so far, an entry an attempt; None for one that was killed before it could tell.
+
+    Returns:
+        By step, in the order in which they started; empty without a tracking server.
+    """
+    found: dict[str, list[Usage | None]] = {}
+    name = pipeline_run()
+    if not (os.environ.get("MLFLOW_TRACKING_URI") and name):
+        return found
+    with _never_fatal("read what the steps used"):
+        client, experiment = _client_and_experiment()
+        mine = f"tags.`{_RUN_TAG}` = '{name}' and tags.`{_STAGE_TAG}` != 'pipeline'"
+        runs = client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], max_results=1000)
+        for run in runs:
+            stage = run.data.tags[_STAGE_TAG]
+            found.setdefault(stage, []).append(Usage.from_metrics(run.data.metrics))
+    return found
 
 
 def close_pipeline_run(status: str) -> None:
@@ -184,7 +208,9 @@ def _open_stage_run(stage: str) -> StageRun:
     with _never_fatal("open a run"):
         client, experiment = _client_and_experiment()
         if joined := os.environ.get("MLFLOW_RUN_ID"):
-            return StageRun(client, joined)
+            run = StageRun(client, joined)
+            run.set_tags({_STAGE_TAG: stage, **({_RUN_TAG: name} if (name := pipeline_run()) else {})})
+            return run
         tags = {_STAGE_TAG: stage, "mlflow.runName": stage}
         if parent := pipeline_run_id():
             tags |= {"mlflow.parentRunId": parent, _RUN_TAG: os.environ["PLUMBLINE_RUN_ID"]}
@@ -232,6 +258,25 @@ def _never_fatal(what: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         logger.warning("MLflow: could not %s: %s", what, error)
+
+
+@contextlib.contextmanager
+def _system_metrics(run: StageRun) -> Iterator[None]:
+    """Samples the machine into the step's run while it lasts, where MLflow's own variable asks for it."""
+    wanted = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() in ("true", "1")
+    if not wanted or run.run_id is None:
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run.run_id, resume_logging="MLFLOW_RUN_ID" in os.environ)
+    with _never_fatal("sample the machine"):
+        monitor.start()
+    try:
+        yield
+    finally:
+        with _never_fatal("sample the machine"):
+            monitor.finish()
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
