@@ -140,7 +140,7 @@ def test_a_run_leaves_a_page_and_a_summary(good: dict[str, str], tmp_path: Path)
         "Release policy",
         "Settings",
         "Digests",
-        "Time",
+        "Time and cost",
     ]
 
 
