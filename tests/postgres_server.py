@@ -28,10 +28,15 @@ def find_postgres() -> Path | None:
 
 
 @contextmanager
-def run_postgres(programs: Path, folder: Path) -> Iterator[str]:
+def run_postgres(programs: Path, folder: Path, *, durable: bool = False) -> Iterator[str]:
     """Starts a server below `folder`; yields its SQLAlchemy URL; stops it.
 
     Postgres does not run as root: as root it is started as `nobody`.
+
+    Args:
+        programs: Folder of its programs.
+        folder: An empty folder.
+        durable: Whether it waits for the disk, as a server that is not for tests does.
     """
     user = "nobody" if os.geteuid() == 0 else None
     data, socket = folder / "data", Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path must be short
@@ -43,7 +48,8 @@ def run_postgres(programs: Path, folder: Path) -> Iterator[str]:
             if parent.owner() == "root" and parent != Path("/"):
                 parent.chmod(parent.stat().st_mode | 0o011)
     _call([programs / "initdb", "-D", data, "-U", "tests", "--auth=trust", "--no-sync"], user)
-    settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={socket}", "-c", "fsync=off"]
+    settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={socket}"]
+    settings += ["-c", f"fsync={'on' if durable else 'off'}"]
     server = subprocess.Popen(
         [str(programs / "postgres"), "-D", str(data), *settings],
         stdout=subprocess.DEVNULL,

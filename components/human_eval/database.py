@@ -56,6 +56,7 @@ class Judgement:
     revision: int = 0
     supersedes: str | None = None
     rubric: dict[str, str] | None = None
+    adjudication: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,12 @@ class EvidenceDatabase:
         )
         with self.transaction() as connection:
             return [Judgement(**row) for row in connection.execute(query).mappings()]
+
+    def judgement(self, connection: Connection, key: str) -> Judgement | None:
+        """One judgement by its id, within a transaction."""
+        table = JudgementRow.__table__
+        row = connection.execute(select(table).where(table.c.judgement_id == key)).mappings().first()
+        return Judgement(**row) if row else None
 
     def batch(self, batch_id: str) -> Batch:
         """A batch as it was stored.

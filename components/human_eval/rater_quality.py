@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 from components.human_eval.batch import Item
 from components.human_eval.database import Judgement
@@ -18,7 +18,31 @@ from components.human_eval.settings import HumanEvalSettings
 from components.shared.errors import InputError
 from components.shared.statistics import binomial_upper, krippendorff_alpha
 
-__all__ = ["RaterQuality", "agreement", "effective_judgements", "position_bias", "preferred", "rate_raters"]
+__all__ = [
+    "RaterQuality",
+    "Said",
+    "agreement",
+    "effective_judgements",
+    "is_set_aside",
+    "position_bias",
+    "preferred",
+    "rate_raters",
+]
+
+
+class Said(Protocol):
+    """An answer, as far as a rater's quality shows in it: a `Judgement`, or what the rating desk keeps of one."""
+
+    @property
+    def item_id(self) -> str: ...
+    @property
+    def rater(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def choice(self) -> str: ...
+    @property
+    def swapped(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -52,14 +76,14 @@ def effective_judgements(judgements: Iterable[Judgement]) -> list[Judgement]:
     return [judgement for judgement in judgements if judgement.judgement_id not in superseded]
 
 
-def preferred(judgement: Judgement) -> str:
+def preferred(judgement: Said) -> str:
     """The choice in terms of the comparison instead of the screen: `first`, `second`, `tie` or `both_bad`."""
     if judgement.choice in ("tie", "both_bad"):
         return judgement.choice
     return "second" if (judgement.choice == "a") == judgement.swapped else "first"
 
 
-def rate_raters(judgements: Iterable[Judgement], settings: HumanEvalSettings) -> dict[str, RaterQuality]:
+def rate_raters(judgements: Iterable[Said], settings: HumanEvalSettings) -> dict[str, RaterQuality]:
     """Every rater's record, by name.
 
     Votes count when the rater has judged `gold_min_count` gold items with `min_gold_accuracy` (or gold items are
@@ -69,13 +93,13 @@ def rate_raters(judgements: Iterable[Judgement], settings: HumanEvalSettings) ->
         judgements: Effective ones.
         settings: Of the stage.
     """
-    by_rater: dict[str, dict[str, dict[str, Judgement]]] = defaultdict(lambda: defaultdict(dict))
+    by_rater: dict[str, dict[str, dict[str, Said]]] = defaultdict(lambda: defaultdict(dict))
     for judgement in judgements:
         by_rater[judgement.rater][judgement.kind][judgement.item_id] = judgement
     return {rater: _rate(kinds, settings) for rater, kinds in sorted(by_rater.items())}
 
 
-def _rate(kinds: Mapping[str, Mapping[str, Judgement]], settings: HumanEvalSettings) -> RaterQuality:
+def _rate(kinds: Mapping[str, Mapping[str, Said]], settings: HumanEvalSettings) -> RaterQuality:
     votes = kinds.get("vote", {})
     gold = [preferred(judgement) == "first" for judgement in kinds.get("gold", {}).values()]
     repeats = [
@@ -89,9 +113,7 @@ def _rate(kinds: Mapping[str, Mapping[str, Judgement]], settings: HumanEvalSetti
         and len(gold) >= settings.gold_min_count
         and gold_accuracy >= settings.min_gold_accuracy
     )
-    fails_repeats = bool(repeats) and (
-        binomial_upper(sum(repeats), len(repeats), 1.0 - settings.alpha) < settings.min_repeat_agreement
-    )
+    fails_repeats = _fails_repeats(sum(repeats), len(repeats), settings)
     return RaterQuality(
         gold_n=len(gold),
         gold_accuracy=gold_accuracy,
@@ -100,6 +122,24 @@ def _rate(kinds: Mapping[str, Mapping[str, Judgement]], settings: HumanEvalSetti
         n_votes=len(votes),
         counted=passes_gold and not fails_repeats,
     )
+
+
+def is_set_aside(quality: RaterQuality, settings: HumanEvalSettings) -> bool:
+    """Whether a rater has failed: the votes do not count, and not only because gold items are still to come.
+
+    Args:
+        quality: The rater's record.
+        settings: Of the stage.
+    """
+    if quality.counted:
+        return False
+    agreed = round((quality.repeat_agreement or 0.0) * quality.repeat_n)
+    judged_enough = not settings.gold_items or quality.gold_n >= settings.gold_min_count
+    return judged_enough or _fails_repeats(agreed, quality.repeat_n, settings)
+
+
+def _fails_repeats(agreed: int, n: int, settings: HumanEvalSettings) -> bool:
+    return n > 0 and binomial_upper(agreed, n, 1.0 - settings.alpha) < settings.min_repeat_agreement
 
 
 def agreement(votes: Iterable[Judgement], items: Mapping[str, Item]) -> tuple[float | None, float | None]:

@@ -2,7 +2,7 @@
 
     batch (what was compared, by digest) 1-n item (a blind pair) 1-n judgement (one rater's answer, as shown)
                                                                 1-n lease, skip, practice answer (of one rater)
-          0-1 closure
+          0-1 closure                           0-n intervention (a release manager's: on an item, or on a rater)
 
 Triggers refuse updates and deletions. Every id is derived from what the row is about, so that a step that runs again,
 or a request that arrives twice, finds its own row and adds nothing. One table is no evidence and may change: the
@@ -19,12 +19,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 __all__ = [
     "CHOICES",
     "DRAFTS",
+    "INTERVENTIONS",
     "TABLES",
     "VERSION_TABLE",
     "BatchRow",
     "ClosureRow",
     "DraftRow",
     "EvidenceBase",
+    "InterventionRow",
     "ItemRow",
     "JudgementRow",
     "LeaseRow",
@@ -36,6 +38,9 @@ VERSION_TABLE = "alembic_version_human_eval"
 """Alembic's bookkeeping; a name of its own, because the database is shared with the release ledger."""
 
 CHOICES = ("a", "b", "tie", "both_bad")
+
+INTERVENTIONS = ("return_skip", "dismiss", "adjudicate")
+"""What a release manager may do to an open batch: see `InterventionRow`."""
 
 
 class EvidenceBase(DeclarativeBase):
@@ -107,6 +112,9 @@ class JudgementRow(EvidenceBase):
     rubric: Mapped[dict[str, Any] | None] = mapped_column(
         JSON(none_as_null=True), doc="Dimension to the better answer as shown: a, b or tie."
     )
+    adjudication: Mapped[str | None] = mapped_column(
+        String(64), doc="The intervention that asked for it; such a vote never changes an outcome."
+    )
 
 
 class LeaseRow(EvidenceBase):
@@ -129,7 +137,10 @@ class LeaseRow(EvidenceBase):
 
 
 class SkipRow(EvidenceBase):
-    """An item that a rater did not want to judge; it goes to others and never comes back unasked."""
+    """An item that a rater did not want to judge; it goes to others and never comes back unasked.
+
+    The key is the task's id, or, for a skip after the item was returned, derived from it and the skips before.
+    """
 
     __tablename__ = "evidence_skips"
 
@@ -167,6 +178,30 @@ class ClosureRow(EvidenceBase):
     created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
 
 
+class InterventionRow(EvidenceBase):
+    """What a release manager did to a batch that cannot go on by itself, or that deserves a second look.
+
+    `return_skip`: those who skipped `item_id` may get it again. `dismiss`: the votes of `rater`, who owes the checks
+    that would make them count, are set aside, and others get the pairs. `adjudicate`: `votes` further raters judge
+    `item_id`.
+    """
+
+    __tablename__ = "evidence_interventions"
+    __table_args__ = (
+        CheckConstraint("kind IN ('return_skip', 'dismiss', 'adjudicate')", name="ck_evidence_interventions_kind"),
+    )
+
+    intervention_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    batch_id: Mapped[str] = mapped_column(ForeignKey("evidence_batches.batch_id"), index=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    item_id: Mapped[str | None] = mapped_column(ForeignKey("evidence_items.item_id"), index=True)
+    rater: Mapped[str | None] = mapped_column(String(255), doc="Pseudonym.")
+    votes: Mapped[int] = mapped_column(Integer, doc="Further votes that are asked for; 0 if none are.")
+    actor: Mapped[str] = mapped_column(String(255), doc="The release manager.")
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+
+
 class DraftRow(EvidenceBase):
     """What a rater has begun to answer; replaced as he goes on, deleted when it is sent. No evidence."""
 
@@ -178,7 +213,8 @@ class DraftRow(EvidenceBase):
 
 
 TABLES = tuple(
-    row.__tablename__ for row in (BatchRow, ItemRow, JudgementRow, LeaseRow, SkipRow, PracticeRow, ClosureRow)
+    row.__tablename__
+    for row in (BatchRow, ItemRow, JudgementRow, LeaseRow, SkipRow, PracticeRow, ClosureRow, InterventionRow)
 )
 """What is append-only."""
 

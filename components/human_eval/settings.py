@@ -13,7 +13,7 @@ __all__ = ["PEOPLE", "HumanEvalSettings"]
 PEOPLE = "people"
 
 _ANALYSIS_FIELDS = frozenset({"gold_min_count", "min_gold_accuracy", "min_repeat_agreement", "alpha"})
-_DESK_FIELDS = frozenset({"practice_items", "lease_minutes"})
+_DESK_FIELDS = frozenset({"practice_items", "lease_minutes", "undo_minutes"})
 
 
 class HumanEvalSettings(StrictModel):
@@ -38,6 +38,7 @@ class HumanEvalSettings(StrictModel):
         practice_items: Gold items that a person gets first, with feedback and without counting; they are then no gold
             items for anybody. Fewer if `gold_min_count` would not be left.
         lease_minutes: How long an item that was handed to a person is kept for that person, from the last sign of life.
+        undo_minutes: How long after its last answer a complete batch stays open, so that this answer too can be undone.
     """
 
     panel: str = PEOPLE
@@ -53,6 +54,7 @@ class HumanEvalSettings(StrictModel):
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
     practice_items: int = Field(default=3, ge=0)
     lease_minutes: float = Field(default=20.0, gt=0.0)
+    undo_minutes: float = Field(default=2.0, ge=0.0)
 
     @field_validator("panel")
     @classmethod

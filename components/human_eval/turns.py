@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from components.human_eval.batch import Item, is_swapped, uniform
@@ -128,7 +129,7 @@ class Turns:
         ]
 
     def _is_repeated(self, item_id: str, plan: Plan) -> bool:
-        return uniform(item_id, self.rater, "repeat") < plan.settings.repeat_share
+        return _drawn(item_id, self.rater, "repeat") < plan.settings.repeat_share
 
     def _due_gold(self, plan: Plan, *, flush: bool) -> Turn | None:
         left, done = self._gold_left(plan), self._gold_done()
@@ -151,13 +152,17 @@ class Turns:
     def _gold_left(self, plan: Plan) -> list[str]:
         seen = {turn.item_id for turn in (*self.judged, *self.skipped) if turn.kind == "gold"}
         left = [item_id for item_id in plan.gold if item_id not in seen]
-        return sorted(left, key=lambda item_id: uniform(item_id, self.rater, "gold order"))
+        return sorted(left, key=lambda item_id: _drawn(item_id, self.rater, "gold order"))
 
     def _gold_done(self) -> int:
         return sum(turn.kind == "gold" for turn in self.judged)
 
     def _votes(self) -> int:
         return sum(turn.kind == "vote" for turn in self.judged)
+
+
+_drawn = lru_cache(maxsize=2**17)(uniform)
+"""The same draws come with every request of a rater: about a hundred raters times a thousand pairs are kept."""
 
 
 def make_plan(batch_id: str, settings: HumanEvalSettings, items: Sequence[Item]) -> Plan:

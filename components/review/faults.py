@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from components.human_eval.desk import AnsweredError, ClosedError, GoneError, UnknownTaskError
+from components.human_eval.rating import AnsweredError, ClosedError, GoneError, SetAsideError, UnknownTaskError
 from components.release_gate.approvals import ApprovalError
 from components.release_gate.promotion import PromotionError
 from components.release_gate.states import IllegalMoveError
@@ -31,6 +31,7 @@ _STATUS: list[tuple[type[PlumblineError], int]] = [
     (ClosedError, 409),
     (GoneError, 409),
     (AnsweredError, 409),
+    (SetAsideError, 409),
     (ApprovalError, 409),
     (PromotionError, 409),
     (IllegalMoveError, 409),

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
-from components.human_eval.desk import RaterKind
+from components.human_eval.rating import RaterKind
 from components.review.settings import EVERYBODY, ReviewSettings
 
 __all__ = ["SESSION_COOKIE", "HeaderLogin", "LocalLogin", "Login", "Role", "User", "make_login", "pseudonym"]

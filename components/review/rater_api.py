@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict
 
 from components.human_eval.answers import RaterAnswer
-from components.human_eval.desk import Progress, Receipt, Task
+from components.human_eval.rating import Progress, Receipt, Task
 from components.review.access import AnyUser, Rater, ReviewOf
 from components.review.people import Role
 from components.shared.errors import InputError
@@ -82,7 +82,7 @@ def batches(user: Rater, review: ReviewOf) -> list[BatchState]:
     """The batches that await raters, with one's own progress."""
     return [
         BatchState(batch_id=batch_id, progress=review.desk.progress(batch_id, user.pseudonym))
-        for batch_id in review.desk.open_batches()
+        for batch_id in review.desk.open_batches(user.pseudonym)
     ]
 
 
@@ -95,8 +95,8 @@ def progress(batch_id: str, user: Rater, review: ReviewOf) -> Progress:
 @router.post("/batches/{batch_id}/next")
 def next_task(batch_id: str, user: Rater, review: ReviewOf) -> NextTask:
     """One's next item, kept until `expires_at`; the same one again until it is judged or skipped."""
-    task = review.desk.next_task(batch_id, user.pseudonym)
-    return NextTask(task=task, progress=review.desk.progress(batch_id, user.pseudonym))
+    task, progress = review.desk.next_with_progress(batch_id, user.pseudonym)
+    return NextTask(task=task, progress=progress)
 
 
 @router.post("/batches/{batch_id}/undo")

@@ -10,7 +10,15 @@ from pydantic import ValidationError
 from starlette.responses import HTMLResponse, Response
 
 from components.human_eval.answers import DIMENSIONS, FLAGS, RaterAnswer
-from components.human_eval.desk import AnsweredError, ClosedError, GoneError, Task, UnknownTaskError
+from components.human_eval.rating import (
+    AnsweredError,
+    ClosedError,
+    GoneError,
+    Progress,
+    SetAsideError,
+    Task,
+    UnknownTaskError,
+)
 from components.review.access import Rater, Review, ReviewOf
 from components.review.pages import is_fragment, redirect, render
 from components.review.people import User
@@ -55,7 +63,8 @@ _BLANK: dict[str, Any] = {"choice": None, "flags_a": [], "flags_b": [], "rubric"
 @router.get("/rate")
 def batches(request: Request, user: Rater, review: ReviewOf) -> Response:
     """The batches that await this rater."""
-    found = [(batch_id, review.desk.progress(batch_id, user.pseudonym)) for batch_id in review.desk.open_batches()]
+    mine = user.pseudonym
+    found = [(batch_id, review.desk.progress(batch_id, mine)) for batch_id in review.desk.open_batches(mine)]
     return render(request, "batches.html", batches=found)
 
 
@@ -74,7 +83,7 @@ def answer(request: Request, batch_id: str, user: Rater, review: ReviewOf, sent:
         return _again(request, review, user, sent, _fault(error))
     try:
         receipt = review.desk.submit(sent.task_id, user.pseudonym, given, rater_kind=user.rater_kind)
-    except (GoneError, AnsweredError, UnknownTaskError) as error:
+    except (GoneError, AnsweredError, SetAsideError, UnknownTaskError) as error:
         return _next(request, review, user, batch_id, notice=f"Not stored: {error}", status=409)
     review.metrics.answers.labels("judge").inc()
     if receipt.feedback is not None:
@@ -100,7 +109,7 @@ def undo(request: Request, batch_id: str, user: Rater, review: ReviewOf, sent: S
     """Shows the last item again, with its answer, to correct it."""
     try:
         task = review.desk.reopen(batch_id, user.pseudonym, before=sent.task_id or None)
-    except GoneError as error:
+    except (GoneError, SetAsideError) as error:
         return _next(request, review, user, batch_id, notice=str(error), status=409)
     if task is None:
         return _next(request, review, user, batch_id, notice="There is nothing to undo.")
@@ -142,12 +151,11 @@ def _next(
     status: int = 200,
 ) -> Response:
     try:
-        task = review.desk.next_task(batch_id, user.pseudonym)
+        task, progress = review.desk.next_with_progress(batch_id, user.pseudonym)
     except ClosedError:
-        task = None
+        task, progress = None, review.desk.progress(batch_id, user.pseudonym)
     if task is not None:
-        return _show(request, review, user, task, notice=notice, said=said, status=status)
-    progress = review.desk.progress(batch_id, user.pseudonym)
+        return _show(request, review, user, task, progress, notice=notice, said=said, status=status)
     values = {"batch_id": batch_id, "progress": progress, "notice": notice}
     return render(request, "_done.html" if is_fragment(request) else "done.html", status=status, **values)
 
@@ -163,6 +171,7 @@ def _show(
     review: Review,
     user: User,
     task: Task,
+    progress: Progress | None = None,
     *,
     notice: str = "",
     said: str = "",
@@ -171,7 +180,7 @@ def _show(
 ) -> Response:
     begun = filled or task.draft or (task.previous.model_dump() if task.previous else {})
     known = {name: value for name, value in begun.items() if name in _BLANK and value is not None}
-    progress = review.desk.progress(task.batch_id, user.pseudonym)
+    progress = progress or review.desk.progress(task.batch_id, user.pseudonym)
     values = {"task": task, "filled": _BLANK | known, "progress": progress, "notice": notice, "said": said}
     return render(request, "_task.html" if is_fragment(request) else "rate.html", status=status, **values)
 

@@ -14,7 +14,16 @@ from tiny_panels import make_batch, make_item, make_judgement
 from components.human_eval import schema
 from components.human_eval.batch import Batch
 from components.human_eval.database import EvidenceDatabase, judgement_id, open_database
-from components.human_eval.schema import DRAFTS, TABLES, VERSION_TABLE, EvidenceBase, LeaseRow, PracticeRow, SkipRow
+from components.human_eval.schema import (
+    DRAFTS,
+    TABLES,
+    VERSION_TABLE,
+    EvidenceBase,
+    InterventionRow,
+    LeaseRow,
+    PracticeRow,
+    SkipRow,
+)
 from components.shared.errors import InputError, PlumblineError
 from components.shared.ledger_table import LEDGER, METADATA, open_engine
 
@@ -44,6 +53,9 @@ def _fill(database: EvidenceDatabase) -> None:
         database.add(connection, SkipRow, [task | {"kind": "vote", "reason": None, "created_at": "now"}])
         practice = {"swapped": False, "choice": "a", "correct": True, "created_at": "now"}
         database.add(connection, PracticeRow, [task | practice])
+        intervention = {"kind": "return_skip", "rater": None, "votes": 0, "actor": "manager", "reason": "why"}
+        about = {"intervention_id": "act", "batch_id": "batch", "item_id": "item-0", "created_at": "now"}
+        database.add(connection, InterventionRow, [about | intervention])
     database.open_batch(replace(make_batch([]), batch_id="closed-batch"))
     database.close("closed-batch", actor="manager", reason="enough")
 

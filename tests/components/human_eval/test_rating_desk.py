@@ -17,16 +17,10 @@ from tiny_panels import make_batch, make_gold_item, make_item
 from components.human_eval.answers import DIMENSIONS, FLAGS, RaterAnswer
 from components.human_eval.batch import Batch
 from components.human_eval.database import open_database
-from components.human_eval.desk import (
-    AnsweredError,
-    ClosedError,
-    GoneError,
-    RatingDesk,
-    Task,
-    UnknownTaskError,
-)
+from components.human_eval.desk import RatingDesk
 from components.human_eval.evidence import SEVERITY_1, UNSAFE, weigh_evidence
 from components.human_eval.rater_quality import preferred
+from components.human_eval.rating import AnsweredError, ClosedError, GoneError, Task, UnknownTaskError
 from components.human_eval.turns import Turn, Turns, make_plan
 from components.shared.errors import InputError
 from components.shared.ledger_table import open_engine
@@ -61,7 +55,9 @@ def make_desk(empty_database_url: str, clock: Clock) -> Iterator[Callable[..., R
         database = open_database(empty_database_url)
         items = [make_item(number) for number in range(n_pairs)] + [make_gold_item(900 + n) for n in range(n_gold)]
         gold = {"gold_items": n_gold, "gold_min_count": min(3, n_gold)} if n_gold else {}
-        database.open_batch(make_batch(items, **{"repeat_share": 0.0, "practice_items": 0, **gold, **settings}))
+        database.open_batch(
+            make_batch(items, **{"repeat_share": 0.0, "practice_items": 0, "undo_minutes": 0.0, **gold, **settings})
+        )
         return RatingDesk(database, now=clock)
 
     yield make
@@ -92,6 +88,15 @@ def _judge_all(desk: RatingDesk, rater: str, choose: Callable[[Task], str] = lam
 
 def _knows_gold(task: Task) -> str:
     return "a" if task.response_a in ("good", "c0") or task.response_b == "bad" else "b"
+
+
+def _honest(task: Task) -> str:
+    """Right about gold items, and of the same mind when an item comes again, swapped."""
+    return "a" if task.response_a.startswith(("good", "c")) else "b"
+
+
+def _texts(task: Task) -> tuple[str, str]:
+    return task.response_a, task.response_b
 
 
 def test_an_item_is_held_for_its_rater_and_the_same_after_a_reload(make_desk: Any) -> None:
@@ -265,7 +270,7 @@ def test_a_task_looks_the_same_whether_it_is_a_check_or_not(make_desk: Any) -> N
     while (task := desk.next_task("batch", "ann")) is not None:
         progress.append(desk.progress("batch", "ann"))
         kinds.append(len(task.task_id))
-        desk.submit(task.task_id, "ann", _answer())
+        desk.submit(task.task_id, "ann", _answer(_honest(task)))
         if desk.database.closure("batch"):
             break
     steps = [before.remaining - after.remaining for before, after in pairwise(progress)]
@@ -280,7 +285,7 @@ def test_a_task_looks_the_same_whether_it_is_a_check_or_not(make_desk: Any) -> N
 def test_repeats_are_swapped_and_do_not_follow_their_vote(make_desk: Any) -> None:
     desk = make_desk(n_pairs=40, repeat_share=0.5)
     shown: dict[str, list[tuple[int, str]]] = {}
-    for place, task in enumerate(_judge_all(desk, "ann")):
+    for place, task in enumerate(_judge_all(desk, "ann", _honest)):
         shown.setdefault(str(task.prompt), []).append((place, task.response_a))
     twice = [seen for seen in shown.values() if len(seen) == 2]
     assert len(twice) > 8
@@ -391,7 +396,8 @@ def test_many_raters_at_once_get_what_one_after_another_would(make_desk: Any, se
                 if not task.practice and rng.random() < 0.05 and rater != "r0":
                     desk.skip(task.task_id, rater)
                     continue
-                desk.submit(task.task_id, rater, _answer(rng.choice(["a", "b", "tie"])))
+                opinion = random.Random(f"{seed} {rater} {task.prompt}").choice([_honest(task), "tie"])
+                desk.submit(task.task_id, rater, _answer(_honest(task) if "good" in _texts(task) else opinion))
         except ClosedError:
             return
         except Exception as error:  # noqa: BLE001 (told to the main thread)

@@ -56,7 +56,7 @@ def open_batch(
     if items is None:
         items = [make_item(number) for number in range(n_pairs)] + [make_gold_item(900 + n) for n in range(n_gold)]
     gold = {"gold_items": n_gold, "gold_min_count": min(2, n_gold)} if n_gold else {}
-    batch = make_batch(items, **{"repeat_share": 0.0, "practice_items": 0, **gold, **settings})
+    batch = make_batch(items, **{"repeat_share": 0.0, "practice_items": 0, "undo_minutes": 0.0, **gold, **settings})
     database.open_batch(batch)
     return batch.batch_id
 
