@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast golden lint format bench-ppo ui clean
+.PHONY: help setup demo test test-fast golden lint format bench-ppo load-review ui clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ setup: $(STAMP) ## Virtual environment with every version pinned
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_ARGS) -c constraints.txt torch -e '.[data,train,review,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_ARGS) -c constraints.txt torch -e '.[data,train,review,dev,load]'
 	touch $@
 
 demo: $(STAMP) ## The main job: SCENARIO=good | overoptimized | forced, SEED=0
@@ -52,6 +52,9 @@ format: $(STAMP) ## Let ruff format and fix
 
 bench-ppo: $(STAMP) ## PPO against trl 1.12.0: speed, memory, parity (at most 15 minutes)
 	$(BIN)/python -m benchmarks.ppo.compare
+
+load-review: $(STAMP) ## The review service under load: 50 raters, 100 requests/s, Postgres; then killed mid-load
+	$(BIN)/python -m benchmarks.review.load $(LOAD_ARGS)
 
 ui: $(STAMP) ## MLflow's UI on the local runs
 	$(BIN)/plumbline ui --workspace $(WORKSPACE)

@@ -31,7 +31,9 @@ __all__ = ["Counted", "Service", "count_votes", "make_batch", "open_stand", "run
 
 _START_SECONDS = 60.0
 _LINK = re.compile(r"^(\S+) signs in once with \S+token=(\S+)$", re.MULTILINE)
-_BIN = Path(sys.executable).parent
+_ROOT = Path(__file__).parents[2]
+_PLUMBLINE = "from pipelines.cli import main; main()"
+"""What `plumbline` is, of this checkout."""
 
 
 def make_batch(n_pairs: int, *, votes: int = 3) -> Batch:
@@ -81,9 +83,14 @@ class Service:
         self.restarts = 0
         self._log = workspace / "service.log"
         people = [part for rater in raters for part in ("--rater", rater)]
-        self._command = [str(_BIN / "plumbline"), "review", "--workspace", str(workspace)]
+        self._command = [sys.executable, "-c", _PLUMBLINE, "review", "--workspace", str(workspace)]
         self._command += ["--port", str(self.port), "--actor", "manager", *people]
-        self._environment = {**os.environ, "PLUMBLINE_DATABASE_URL": database_url, "PYTHONUNBUFFERED": "1"}
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "PLUMBLINE_DATABASE_URL": database_url,
+            "PYTHONUNBUFFERED": "1",
+        }
         self._process: subprocess.Popen | None = None
 
     @property
@@ -181,7 +188,15 @@ def run_raters(
     (folder / "plan.json").write_text(json.dumps(plan))
     environment = {**os.environ, "PLUMBLINE_LOAD_PLAN": str(folder / "plan.json"), "PYTHONPATH": ""}
     users = str(len(stand.tokens))
-    command = [str(_BIN / "locust"), "-f", str(Path(__file__).with_name("raters.py")), "--headless", "--only-summary"]
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(Path(__file__).with_name("raters.py")),
+        "--headless",
+        "--only-summary",
+    ]
     command += ["-H", stand.service.address, "-u", users, "-r", str(max(1, len(stand.tokens) // 5))]
     command += ["-t", f"{round(seconds)}s", "--stop-timeout", "30", "--exit-code-on-error", "0"]
     begun, used = time.monotonic(), stand.service.cpu_seconds

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,9 +186,7 @@ class EvidenceDatabase:
 
     def add(self, connection: Connection, model: type[EvidenceBase], rows: Sequence[dict[str, Any]]) -> set[str]:
         """Adds rows within a transaction; returns the keys of those that were not there yet."""
-        table = model.__table__
-        (key,) = inspect(model).primary_key
-        insert = _INSERTS[connection.dialect.name](table).on_conflict_do_nothing(index_elements=[key]).returning(key)
+        insert = _insert_of(model, connection.dialect.name)
         added: set[str] = set()
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             added |= set(connection.execute(insert, list(rows[first : first + _ROWS_AT_ONCE])).scalars())
@@ -279,6 +278,12 @@ def item_of(row: RowMapping) -> Item:
     record = PromptRecord(id=row["prompt_id"], prompt=row["prompt"], slice=row["slice"])
     first, second = Answer(**row["first"]), Answer(**row["second"])
     return Item(row["item_id"], row["comparison"], row["kind"], row["position"], record, first, second)
+
+
+@cache
+def _insert_of(model: type[EvidenceBase], dialect: str) -> Any:
+    (key,) = inspect(model).primary_key
+    return _INSERTS[dialect](model.__table__).on_conflict_do_nothing(index_elements=[key]).returning(key)
 
 
 def _lock_of(name: str) -> int:

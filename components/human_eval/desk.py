@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 
 from components.human_eval.answers import RaterAnswer
 from components.human_eval.book import BatchBook, task_id_of
@@ -108,8 +108,7 @@ class RatingDesk:
             now, draft = self.books.stamp(), None
             turn = book.held(rater, now=now)
             if turn is not None:
-                task_id = task_id_of(turn, rater)
-                draft = connection.execute(select(DraftRow.content).where(DraftRow.task_id == task_id)).scalar()
+                draft = self._draft(connection, book, task_id_of(turn, rater))
             else:
                 turn = book.next_turn(rater, now=now)
             task = None
@@ -223,7 +222,7 @@ class RatingDesk:
                 "created_at": self.books.stamp(),
             }
             self._database.add(connection, SkipRow, [row])
-            connection.execute(delete(DraftRow).where(DraftRow.task_id == task_id))
+            self._intake.drop_draft(connection, book, task_id)
 
     def reopen(self, batch_id: str, rater: str, *, before: str | None = None) -> Task | None:
         """The item that the rater judged or skipped last, to be answered anew: undo.
@@ -280,7 +279,7 @@ class RatingDesk:
             connection.execute(delete(DraftRow).where(DraftRow.task_id == task_id))
             row = {"task_id": task_id, "content": dict(content), "saved_at": self.books.stamp()}
             self._database.add(connection, DraftRow, [row])
-            return self._intake.lease(connection, book, turn, rater)
+            return self._intake.lease(connection, book, turn, rater, drafted=True)
 
     def progress(self, batch_id: str, rater: str) -> Progress:
         """Where the rater and the batch stand."""
@@ -304,6 +303,11 @@ class RatingDesk:
         if found is None:
             raise UnknownTaskError("this item was not handed to you.", hint="Ask for the next one.")
         return found
+
+    def _draft(self, connection: Connection, book: BatchBook, task_id: str) -> dict[str, Any] | None:
+        if book.leases[task_id].count == 1:
+            return None
+        return connection.execute(select(DraftRow.content).where(DraftRow.task_id == task_id)).scalar()
 
     def _task(
         self,

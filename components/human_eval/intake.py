@@ -52,12 +52,16 @@ class Intake:
             return None
         return self._books.database.judgement(connection, judgement_id(turn.item_id, rater, turn.kind, given.revision))
 
-    def lease(self, connection: Connection, book: BatchBook, turn: Turn, rater: str) -> str:
-        """Leases an item, or prolongs the lease once half of it has passed; returns when it ends."""
+    def lease(self, connection: Connection, book: BatchBook, turn: Turn, rater: str, *, drafted: bool = False) -> str:
+        """Leases an item, or prolongs the lease once half of it has passed; returns when it ends.
+
+        With the first draft it is prolonged in any case, so that a task with one lease is known to have no draft.
+        """
         task_id, now = task_id_of(turn, rater), self._books.now()
         span = timedelta(minutes=book.plan.settings.lease_minutes)
         held = book.leases.get(task_id)
-        if held is not None and held.until > as_text(now + span / 2):
+        fresh = held is not None and held.until > as_text(now + span / 2)
+        if held is not None and fresh and not (drafted and held.count == 1):
             return held.until
         number = held.count if held is not None else 0
         row = {
@@ -72,6 +76,11 @@ class Intake:
         }
         self._books.database.add(connection, LeaseRow, [row])
         return row["expires_at"]
+
+    def drop_draft(self, connection: Connection, book: BatchBook, task_id: str) -> None:
+        """Deletes what was begun, if anything was."""
+        if task_id in book.leases and book.leases[task_id].count > 1:
+            connection.execute(delete(DraftRow).where(DraftRow.task_id == task_id))
 
     def judgement(
         self,
@@ -107,7 +116,7 @@ class Intake:
             **answer.model_dump(),
         )
         self._books.database.add(connection, JudgementRow, [asdict(judgement)])
-        connection.execute(delete(DraftRow).where(DraftRow.task_id == task_id))
+        self.drop_draft(connection, book, task_id)
         if book.plan.settings.undo_minutes == 0.0:
             self.close_when_due(connection, self._books.follow(connection, book.plan.batch_id))
         return Receipt(task_id, answer.revision)
@@ -132,7 +141,7 @@ class Intake:
             "created_at": self._books.stamp(),
         }
         self._books.database.add(connection, PracticeRow, [row])
-        connection.execute(delete(DraftRow).where(DraftRow.task_id == task_id))
+        self.drop_draft(connection, book, task_id)
         return receipt
 
     def close_when_due(self, connection: Connection, book: BatchBook) -> None:

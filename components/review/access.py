@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -78,6 +78,11 @@ def review_of(request: Request) -> Review:
     return request.app.state.review
 
 
+async def _review(request: Request) -> Review:
+    """`review_of` as a dependency; a coroutine, because FastAPI gives every other function a thread of its own."""
+    return review_of(request)
+
+
 def user_of(request: Request) -> User | None:
     """Who is signed in, if anybody."""
     peer = request.client.host if request.client else None
@@ -110,8 +115,8 @@ def _is_form(request: Request) -> bool:
     return kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data"))
 
 
-def _need(*roles: Role) -> Callable[[User], User]:
-    def need(user: Annotated[User, Depends(_signed_in)]) -> User:
+def _need(*roles: Role) -> Callable[[User], Awaitable[User]]:
+    async def need(user: Annotated[User, Depends(_signed_in)]) -> User:
         if not user.may(*roles):
             raise ForbiddenError(
                 f"{user.login} may not do this.", hint=f"It takes the role {' or '.join(roles)}; ask an administrator."
@@ -121,7 +126,7 @@ def _need(*roles: Role) -> Callable[[User], User]:
     return need
 
 
-ReviewOf = Annotated[Review, Depends(review_of)]
+ReviewOf = Annotated[Review, Depends(_review)]
 AnyUser = Annotated[User, Depends(_signed_in)]
 Rater = Annotated[User, Depends(_need(Role.RATER))]
 Manager = Annotated[User, Depends(_need(Role.RELEASE_MANAGER))]

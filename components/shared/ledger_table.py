@@ -7,11 +7,13 @@ The gate (`components.release_gate.ledger`) writes it; other stages only read wh
 from __future__ import annotations
 
 import os
-from functools import cache
+import time
+from functools import cache, partial
 from pathlib import Path
 
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Table, Text, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DisconnectionError
 
 from components.shared.errors import InputError
 
@@ -45,6 +47,9 @@ LEDGER = Table(
 sequence, one gets an integrity error. `evidence` and `details` are canonical JSON: a hash covers their bytes."""
 
 _BUSY_SECONDS = 30
+_IDLE_SECONDS = 5.0
+_POOL_SIZE, _POOL_OVERFLOW = 8, 8
+"""Connections that one process keeps, and that it may open besides when all are in use."""
 
 
 def database_url() -> str:
@@ -77,15 +82,33 @@ def open_engine(url: str) -> Engine:
 
     On SQLite: write-ahead log, a busy timeout, and a transaction that takes the write lock at once when the
     connection has the execution option `write=True` (a deferred one fails half-way when another writer was faster).
+    On a server: a connection that lay idle is tried before it is used, for the server may have been restarted.
     """
     address = make_url(url)
     if address.drivername == "postgresql":  # the driver that Plumbline brings, not SQLAlchemy's default
         address = address.set(drivername="postgresql+pg8000")
-    engine = create_engine(address, pool_pre_ping=True)
+    engine = create_engine(address, pool_size=_POOL_SIZE, max_overflow=_POOL_OVERFLOW)
+    event.listen(engine, "checkin", _note_use)
+    event.listen(engine, "checkout", partial(_try_if_idle, engine))
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _note_use(_connection, record) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _try_if_idle(engine: Engine, connection, record, _proxy) -> None:
+    if time.monotonic() - record.info.get("used", time.monotonic()) < _IDLE_SECONDS:
+        return
+    try:
+        alive = engine.dialect.do_ping(connection)
+    except engine.dialect.loaded_dbapi.Error:
+        alive = False
+    if not alive:
+        raise DisconnectionError("the server has closed this connection")  # the pool then takes another one
 
 
 def _prepare_sqlite(connection, _record) -> None:
