@@ -17,6 +17,8 @@ from typing import Any
 
 import click
 
+from pipelines.cluster_cli import cancel, compile_, connected, doctor, logs, schedule, submit, watch_run
+
 __all__ = ["main"]
 
 _EXIT_FAILED = 1
@@ -118,29 +120,32 @@ def demo(scenario: str, seed: int, workspace: str, as_json: bool) -> None:
     _finish(run_demo(scenario, seed=seed, workspace=workspace, console=_console()), as_json)
 
 
-@cli.command("compile")
-@click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
-@click.option(
-    "--pipeline",
-    type=click.Choice(["rlhf", "preference", "soak"]),
-    default=None,
-    help="Default: the training pipeline that the settings' `optimizer` asks for.",
-)
-@click.option("--output", "-o", required=True, type=click.Path(dir_okay=False), help="Where to write the YAML.")
-def compile_(settings_file: str, pipeline: str | None, output: str) -> None:
-    """Write a pipeline as KFP's IR YAML, for a cluster."""
-    from pipelines.cluster import compile_pipeline
-    from pipelines.settings import load_run_settings
-
-    path = compile_pipeline(load_run_settings(settings_file), pipeline, output)
-    click.echo(f"Wrote {path}")
-
-
 @cli.command()
 @_workspace
+@click.option("--run", "run_id", default=None, help="Show this run on a cluster (KFP's run id) instead.")
+@click.option("--watch", is_flag=True, help="With --run: follow it to its end.")
+@click.option("--every", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds, with --watch.")
+@click.option("--give-up-after", "limit", default=None, type=click.FloatRange(min=0), help="Seconds, with --watch.")
+@connected
 @_as_json
-def status(workspace: str, as_json: bool) -> None:
-    """List the runs of the workspace and how they ended, and each model's champion."""
+def status(
+    connect: Callable[[], Any],
+    workspace: str,
+    run_id: str | None,
+    watch: bool,
+    every: float,
+    limit: float | None,
+    as_json: bool,
+) -> None:
+    """List the runs of the workspace and how they ended, and each model's champion.
+
+    With --run: the steps of a run on a cluster, and why it failed; exit status 1 if it did.
+    """
+    if run_id:
+        watch_run(connect, run_id, follow=watch, every=every, limit=limit, as_json=as_json)
+        return
+    if watch:
+        raise click.UsageError("--watch needs --run RUN_ID.")
     from pipelines.runs import workspace_status
 
     found = workspace_status(workspace)
@@ -378,6 +383,10 @@ def review(
     with root.services():
         secret = secret_of(settings, root.state)
         serve(settings, secret=secret, logins=[*managers, *raters, *simulated], tell=click.echo)
+
+
+for _command in (cancel, compile_, doctor, logs, schedule, submit):
+    cli.add_command(_command)
 
 
 def _with_gate(workspace: str, action: Callable[[Any], Any]) -> Any:
