@@ -10,7 +10,7 @@ from pathlib import Path
 from components.shared.artifact_sources import artifact_digest
 from components.shared.checkpoint_storage import check_checkpoint_storage, scratch_root
 from components.shared.errors import InputError, PlumblineError
-from components.shared.object_storage import is_object_storage
+from components.shared.object_storage import ObjectPrefix, is_object_storage
 from components.shared.plugins import load_attribute
 
 __all__ = [
@@ -172,7 +172,7 @@ def check_tracking() -> str:
 
 
 def check_ledger_anchor() -> str:
-    """The folder where the ledger's head is anchored can be written.
+    """The place where the ledger's head is anchored, a folder or object storage, can be written.
 
     Raises:
         PlumblineError: It is not configured, or cannot be written.
@@ -182,8 +182,11 @@ def check_ledger_anchor() -> str:
         raise PlumblineError(
             "no anchor of the ledger is configured.",
             where="PLUMBLINE_LEDGER_ANCHOR",
-            hint="Set it to a folder outside the evidence database.",
+            hint="Set it to a folder outside the evidence database, or to s3://bucket/prefix.",
         )
+    if is_object_storage(folder):
+        ObjectPrefix(folder).write(".write-check", b"")
+        return "ledger anchor: writable"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

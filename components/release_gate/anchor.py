@@ -1,12 +1,14 @@
 """The ledger's head, kept outside its database: who cuts the table's end off cannot cut this off with it.
 
-One small file a model, written after each append and never moved back. Between a commit and its anchor a process may
-die, so an anchor may lag behind the table; it is never ahead of it, unless entries were removed.
+In a folder: one small file a model, written after each append and never moved back. In object storage: one object an
+append, created and never written again, so that a bucket may forbid to overwrite and delete. Between a commit and its
+anchor a process may die, so an anchor may lag behind the table; it is never ahead of it, unless entries were removed.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +16,10 @@ from pathlib import Path
 
 from components.release_gate.entries import GENESIS, Entry
 from components.shared.errors import InputError, PlumblineError
-from components.shared.files import read_json, write_json
+from components.shared.files import canonical_json, read_json, write_json
+from components.shared.object_storage import ObjectPrefix, is_object_storage
 
-__all__ = ["ANCHOR_VARIABLE", "Anchor", "LedgerAlteredError", "anchor_folder", "check_anchor"]
+__all__ = ["ANCHOR_VARIABLE", "Anchor", "LedgerAlteredError", "ObjectAnchor", "check_anchor", "open_anchor"]
 
 ANCHOR_VARIABLE = "PLUMBLINE_LEDGER_ANCHOR"
 
@@ -25,20 +28,21 @@ class LedgerAlteredError(PlumblineError):
     """The ledger is not what it was."""
 
 
-def anchor_folder() -> Path:
-    """The folder of PLUMBLINE_LEDGER_ANCHOR.
+def open_anchor() -> Anchor | ObjectAnchor:
+    """The anchor of PLUMBLINE_LEDGER_ANCHOR: a folder, or `s3://bucket/prefix`.
 
     Raises:
-        InputError: It is not set.
+        InputError: It is not set, or is no address.
     """
-    folder = os.environ.get(ANCHOR_VARIABLE, "")
-    if not folder:
+    place = os.environ.get(ANCHOR_VARIABLE, "")
+    if not place:
         raise InputError(
-            "the folder that anchors the ledger's head is not set.",
+            "the place that anchors the ledger's head is not set.",
             where=ANCHOR_VARIABLE,
-            hint="Set it to a folder outside the database, on storage that keeps what is written.",
+            hint="Set it to a folder outside the database or to s3://bucket/prefix, on storage that keeps what is "
+            "written.",
         )
-    return Path(folder)
+    return ObjectAnchor(ObjectPrefix(place)) if is_object_storage(place) else Anchor(Path(place))
 
 
 def check_anchor(head: tuple[int, str] | None, entries: list[Entry]) -> str | None:
@@ -80,11 +84,7 @@ class Anchor:
         file = self._file(model)
         if not file.exists():
             return None
-        content = read_json(file)
-        try:
-            return int(content["sequence"]), str(content["hash"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError("is not a ledger anchor.", where=str(file)) from error
+        return _parse(read_json(file), where=str(file))
 
     def advance(self, model: str, head: tuple[int, str]) -> None:
         """Anchors `head` unless a later one is anchored already (another process was faster)."""
@@ -102,3 +102,55 @@ class Anchor:
         with open(self.folder / f".{model}.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+class ObjectAnchor:
+    """The anchored heads below a prefix of object storage: `<model>/<sequence>.json`, one for each append.
+
+    Args:
+        prefix: The prefix.
+    """
+
+    def __init__(self, prefix: ObjectPrefix) -> None:
+        self._prefix = prefix
+
+    def head(self, model: str) -> tuple[int, str] | None:
+        """The latest anchored (sequence, hash) of a model; None if there is none.
+
+        Raises:
+            InputError: The object is not an anchor.
+            StorageError: Object storage does not answer, or refuses.
+        """
+        names = self._prefix.names(f"{model}/")
+        found = self._prefix.read(names[-1]) if names else None
+        if found is None:
+            return None
+        where = f"{self._prefix.uri}/{names[-1]}"
+        try:
+            content = json.loads(found.content)
+        except ValueError as error:
+            raise InputError("is not a ledger anchor.", where=where) from error
+        return _parse(content, where=where)
+
+    def advance(self, model: str, head: tuple[int, str]) -> None:
+        """Anchors `head`, beside those that are anchored already.
+
+        Raises:
+            LedgerAlteredError: Another hash is anchored at this place of the ledger: it has two histories.
+            StorageError: Object storage does not answer, or refuses.
+        """
+        name = f"{model}/{head[0]:012d}.json"
+        content = canonical_json({"model": model, "sequence": head[0], "hash": head[1]})
+        if not self._prefix.create(name, content.encode()):
+            raise LedgerAlteredError(
+                f"another hash is anchored for entry {head[0]} than {head[1][:12]}: the ledger has two histories.",
+                where=f"{self._prefix.uri}/{name}",
+                hint="Run `plumbline verify`, and ask who restored the database from a backup.",
+            )
+
+
+def _parse(content: object, *, where: str) -> tuple[int, str]:
+    try:
+        return int(content["sequence"]), str(content["hash"])  # type: ignore[index]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("is not a ledger anchor.", where=where) from error

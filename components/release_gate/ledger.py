@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, inspect, select
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-from components.release_gate.anchor import Anchor, LedgerAlteredError, anchor_folder, check_anchor
+from components.release_gate.anchor import Anchor, LedgerAlteredError, ObjectAnchor, check_anchor, open_anchor
 from components.release_gate.entries import GENESIS, Entry, LedgerView, Move, entry_hash
 from components.release_gate.states import NEW, Event, IllegalMoveError, State, is_live, next_state
 from components.shared.errors import PlumblineError
@@ -60,7 +60,7 @@ class LedgerReport:
 
 def open_ledger() -> Ledger:
     """The ledger of PLUMBLINE_DATABASE_URL, anchored in PLUMBLINE_LEDGER_ANCHOR."""
-    return Ledger(database_url(), Anchor(anchor_folder()))
+    return Ledger(database_url(), open_anchor())
 
 
 class Ledger:
@@ -71,7 +71,7 @@ class Ledger:
         anchor: Where heads are anchored.
     """
 
-    def __init__(self, url: str, anchor: Anchor) -> None:
+    def __init__(self, url: str, anchor: Anchor | ObjectAnchor) -> None:
         file = sqlite_file(url)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,8 @@ class Ledger:
                 _logger.debug("Ledger of %s moved on; attempt %d judges again.", model, attempt + 1)
                 time.sleep(random.uniform(0, 0.02 * (attempt + 1)))
                 continue
-            if added:
+            lags = anchored is not None and anchored[0] < view.head[0]  # whoever appended last was killed, or cut off
+            if added or lags:
                 self._anchor.advance(model, view.head)
             return view, added
         raise PlumblineError(
@@ -123,7 +124,7 @@ class Ledger:
 
         Args:
             model: Registered model.
-            heads: Further anchored heads (the model versions' tags), read before this call.
+            heads: The heads in the tags of the model's versions, read before this call; None leaves them out.
         """
         anchored: list[tuple[int, str] | None] = [self._anchor.head(model), *(heads or [])]
         with self._engine.connect() as connection:
@@ -131,6 +132,8 @@ class Ledger:
         problems = _chain_problems(entries) + _state_problems(entries)
         if anchored[0] is None and entries:
             problems.append("the anchor is missing: the end of the ledger cannot be vouched for.")
+        if heads == [] and any(entry.event != Event.REGISTER for entry in entries):
+            problems.append("no model version's tags hold a head of the ledger: they were removed.")
         problems.extend(problem for head in anchored if (problem := check_anchor(head, entries)))
         head = (entries[-1].sequence, entries[-1].hash) if entries else (0, GENESIS)
         return LedgerReport(model, len(entries), head, list(dict.fromkeys(problems)))

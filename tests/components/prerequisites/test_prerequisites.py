@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from components.prerequisites.checks import check_base_model, check_checkpoints, check_disk, check_gpu
+from components.prerequisites.checks import (
+    check_base_model,
+    check_checkpoints,
+    check_disk,
+    check_gpu,
+    check_ledger_anchor,
+)
 from components.prerequisites.stage import run
 from components.shared.artifacts import write_artifact
 from components.shared.errors import InputError, PlumblineError
@@ -122,6 +128,16 @@ def test_too_little_disk_and_a_missing_gpu_are_told(tmp_path: Path) -> None:
     if "CPU" in check_gpu(False):
         with pytest.raises(PlumblineError, match="no GPU is visible"):
             check_gpu(True)
+
+
+def test_the_ledgers_anchor_may_be_in_object_storage_and_is_written_to(
+    bucket: str, bucket_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", f"s3://{bucket}/anchors")
+    assert check_ledger_anchor() == "ledger anchor: writable"
+    monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", "s3://not-there/anchors")
+    with pytest.raises(PlumblineError, match="there is no bucket 'not-there'"):
+        check_ledger_anchor()
 
 
 def test_a_hub_models_digest_follows_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
