@@ -34,6 +34,8 @@ _JUDGED_SETS = ("human_eval", "fresh")
 _DRAWS_AT_ONCE = 100
 _BISECTIONS = 60
 _TOLERANCE = 1e-5
+_LARGEST_REWARD = 1e6
+"""In the units of a raw reward."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def heldout_fall(case: Case) -> Fall | None:
     if not roles:
         return None
     rule = case.policy.divergence
-    scale = case.heldout.number("reward.json", "std", low=1e-9)
+    scale = case.heldout.number("reward.json", "std", low=1e-9, high=_LARGEST_REWARD)
     by_role = {role: rewards_by_prompt(case, role, "heldout_reward") for role in [*roles, "candidate"]}
     common = sorted(set.intersection(*(set(found) for found in by_role.values())))
     if len(common) < rule.min_checkpoint_prompts:
@@ -258,7 +260,7 @@ def _heldout_differences(case: Case) -> tuple[NDArray[np.float64], list[str]]:
             finding=Finding.HOLD,
         )
     source.refuse_duplicates(_PREDICTIONS, [row.get("id") for row in rows])
-    limits = {"low": -1e9, "high": 1e9}
+    limits = {"low": -_LARGEST_REWARD, "high": _LARGEST_REWARD}
     differences = [
         source.row_number(row, _PREDICTIONS, "chosen_reward", **limits)
         - source.row_number(row, _PREDICTIONS, "rejected_reward", **limits)
@@ -274,5 +276,7 @@ def rewards_by_prompt(case: Case, role: str, key: str, prompts: set[str] | None 
         rows = [row for row in rows if row.get("prompt_set") in _JUDGED_SETS and str(row.get("prompt_id")) in prompts]
     keys = [str(row.get("prompt_id")) for row in rows]
     case.evaluation.refuse_duplicates(_GENERATIONS, [(role, prompt) for prompt in keys])
-    values = [case.evaluation.row_number(row, _GENERATIONS, key, low=-1e9, high=1e9) for row in rows]
+    values = [
+        case.evaluation.row_number(row, _GENERATIONS, key, low=-_LARGEST_REWARD, high=_LARGEST_REWARD) for row in rows
+    ]
     return dict(zip(keys, values, strict=True))

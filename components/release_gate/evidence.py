@@ -1,8 +1,8 @@
 """The evidence of one verdict: parsed artifacts that vouch for where each number comes from.
 
 A number is only ever taken through `Source.number`, which refuses what is absent (HOLD) and what is not a finite number
-in its range (ERROR). A source that is missing, damaged, or about other models carries its fault, and every criterion
-that asks it for something gets that fault.
+in its range (ERROR). A source that is missing, damaged, says something twice, or is about other models carries its
+fault, and every criterion that asks it for something gets that fault.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,21 @@ from components.shared.artifacts import read_artifact
 from components.shared.errors import PlumblineError
 from components.shared.files import read_json, read_jsonl
 
-__all__ = ["Case", "Source", "read_source"]
+__all__ = ["Case", "Source", "read_source", "vet"]
 
 _ABSENT = object()
+
+_MOST = 10_000_000
+"""No evidence counts more units than this."""
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    "generations.jsonl": ("role", "prompt_set", "prompt_id"),
+    "outcomes.jsonl": ("comparison", "prompt_id"),
+    "judgements.jsonl": ("judgement_id",),
+    "predictions.jsonl": ("id",),
+    "items.jsonl": ("item_id",),
+}
+"""What names a row of each table; no two rows have the same name."""
 
 
 @dataclass
@@ -85,7 +97,7 @@ class Source:
 
     def count(self, *path: str) -> int:
         """A whole number of things, at least 0."""
-        found = self.number(*path, low=0)
+        found = self.number(*path, low=0, high=_MOST)
         if found != int(found):
             raise self.refuse(f"{self._words(path)} is {found}, not a whole number.", *path)
         return int(found)
@@ -210,4 +222,19 @@ def read_source(name: str, path: str, kind: str) -> Source:
         tables = {file: list(read_jsonl(artifact.path / file)) for file in files if file.endswith(".jsonl")}
     except (PlumblineError, json.JSONDecodeError, KeyError, TypeError) as error:
         return Source(name, fault=EvidenceFault(Finding.ERROR, f"The {name} cannot be read: {error}", source=name))
-    return Source(name, artifact.digest, artifact.manifest.get("inputs", {}), documents, tables)
+    return vet(Source(name, artifact.digest, artifact.manifest.get("inputs", {}), documents, tables))
+
+
+def vet(source: Source) -> Source:
+    """Gives a source its fault if a row of its tables has no name, or two rows have the same one."""
+    for file, keys in _KEYS.items():
+        names = [tuple(row.get(key) for key in keys) for row in source.tables.get(file, [])]
+        nameless = [name for name in names if not all(isinstance(part, str) and part for part in name)]
+        if nameless:
+            problem = f"{file} has {len(nameless)} row(s) without {', '.join(keys)}, such as {nameless[0]!r}."
+            return replace(source, fault=source.refuse(problem, file))
+        try:
+            source.refuse_duplicates(file, names)
+        except EvidenceFault as fault:
+            return replace(source, fault=fault)
+    return source

@@ -137,6 +137,8 @@ def read_artifact(path: str | Path, kind: str | tuple[str, ...]) -> Artifact:
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"no {MANIFEST}: not a finished artifact.", where=str(path), hint="Run its stage again.")
     manifest = read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{MANIFEST} is not a manifest.", where=str(path), hint="Run its stage again.")
     kinds = (kind,) if isinstance(kind, str) else kind
     if manifest.get("kind") not in kinds:
         raise ArtifactError(f"is a {manifest.get('kind')!r} artifact, expected {' or '.join(kinds)}.", where=str(path))

@@ -54,7 +54,7 @@ def _complete(case: Case) -> Criterion:
 def _quality(case: Case) -> Criterion:
     rule = case.policy.raters
     names = sorted(case.human.mapping(_STATISTICS, "raters"))
-    counted = [name for name in names if case.human.value(_STATISTICS, "raters", name, "counted") is True]
+    counted = [name for name in names if _is_counted(case, name)]
     faults = [fault for name in counted if (fault := _rater_fault(case, name))]
     if len(counted) < rule.min_raters:
         faults.append(f"{len(counted)} rater(s) count, {rule.min_raters} are needed")
@@ -81,6 +81,14 @@ def _rater_kinds(case: Case) -> set[str]:
         raise case.human.refuse("It is not said who voted.", _STATISTICS, "rater_kinds", finding=Finding.HOLD)
     carried = {str(row.get("rater_kind")) for row in case.human.rows("judgements.jsonl")}
     return {str(kind) for kind in named} | carried
+
+
+def _is_counted(case: Case, name: str) -> bool:
+    path = (_STATISTICS, "raters", name, "counted")
+    found = case.human.value(*path)
+    if not isinstance(found, bool):
+        raise case.human.refuse(f"whether {name} counts is {found!r}, not true or false.", *path)
+    return found
 
 
 def _rater_fault(case: Case, name: str) -> str | None:

@@ -92,7 +92,13 @@ def _slices(case: Case) -> dict[str, _Slice]:
     names = sorted(case.human.mapping(*path))
     if not names:
         raise case.human.refuse("The comparison has no slices.", *path, finding=Finding.HOLD)
-    return {name: _slice(case, *path, name) for name in names}
+    slices = {name: _slice(case, *path, name) for name in names}
+    judged, needed = sum(found.n_prompts for found in slices.values()), case.policy.human_preference.min_prompts
+    if judged < needed:
+        raise case.human.refuse(
+            f"The slices have {judged} judged prompts, {needed} are needed.", *path, finding=Finding.HOLD
+        )
+    return slices
 
 
 def _slice(case: Case, *path: str) -> _Slice:
