@@ -101,6 +101,18 @@ def soak(run_id: str | None, model_name: str, seed: int | None, workspace: str, 
     _finish(run_soak(workspace, model_name, run_id=run_id, seed=seed, console=_console()), as_json)
 
 
+@cli.command("release-checkpoint")
+@click.option("--run", "run_id", required=True, help="The run whose gate offered the checkpoint.")
+@click.option("--checkpoint", "step", required=True, type=click.IntRange(min=1), help="Its training step.")
+@_workspace
+@_as_json
+def release_checkpoint(run_id: str, step: int, workspace: str, as_json: bool) -> None:
+    """Judge a checkpoint that the gate offered, as a candidate of its own on fresh prompts."""
+    from pipelines.runs import run_checkpoint_release
+
+    _finish(run_checkpoint_release(workspace, run_id, step, console=_console()), as_json)
+
+
 @cli.command()
 @click.option(
     "--scenario", type=click.Choice(["good", "overoptimized", "forced", "dpo"]), default="good", show_default=True
@@ -186,6 +198,29 @@ def verify(model: str, workspace: str, as_json: bool) -> None:
         for problem in result["problems"]:
             click.echo(f"  {problem}")
     if not result["ok"]:
+        sys.exit(_EXIT_FAILED)
+
+
+@cli.command()
+@click.argument("model")
+@_workspace
+@_as_json
+def audit(model: str, workspace: str, as_json: bool) -> None:
+    """Prove MODEL's past: the ledger is intact, and each verdict follows from the evidence that was kept beside it."""
+    from pipelines.rehearsals import audit_model
+
+    found = audit_model(model, workspace=workspace)
+    if as_json:
+        _print_json(found)
+    else:
+        columns = ["sequence", "time", "version", "recorded", "again", "problem"]
+        _print_table(columns, [[one[column] for column in columns] for one in found["verdicts"]])
+        intact = "intact" if found["ledger"]["ok"] else f"NOT INTACT: {' '.join(found['ledger']['problems'])}"
+        click.echo(
+            f"{model}: the ledger is {intact}; {sum(v['ok'] for v in found['verdicts'])} of "
+            f"{len(found['verdicts'])} verdicts follow from their evidence."
+        )
+    if not found["ok"]:
         sys.exit(_EXIT_FAILED)
 
 

@@ -10,12 +10,12 @@ import yaml
 from rich.console import Console
 
 from components.shared.errors import InputError
-from components.shared.files import read_json
+from components.shared.files import read_json, write_json
 from pipelines.local import RunResult, run_local
 from pipelines.settings import RunSettings, load_run_settings
 from pipelines.workspace import RunFolder, Workspace
 
-__all__ = ["run_soak", "run_training", "workspace_status"]
+__all__ = ["run_checkpoint_release", "run_soak", "run_training", "workspace_status"]
 
 
 def run_training(settings: RunSettings, *, console: Console) -> RunResult:
@@ -67,6 +67,58 @@ def run_soak(
     arguments = soak_arguments(settings, artifacts=read_json(released_by.path / "artifacts.json"))
     arguments["seed"] = secrets.randbelow(2**31) if seed is None else seed
     return run_local(settings, build_soak(settings), arguments, name=f"{settings.name}-soak", console=console)
+
+
+def run_checkpoint_release(workspace: str, run_id: str, step: int, *, console: Console) -> RunResult:
+    """Takes the offer of a checkpoint: judges it as a candidate of its own, on fresh prompts.
+
+    Args:
+        workspace: Folder of local runs.
+        run_id: The run whose gate made the offer.
+        step: The checkpoint that it offered.
+        console: Where progress is drawn.
+
+    Raises:
+        InputError: The run has no decision, or its gate offered no such checkpoint.
+    """
+    from components.shared.artifacts import read_artifact
+    from components.shared.champion import resolve_champion
+    from pipelines.checkpoint import build_checkpoint_release, checkpoint_arguments
+
+    root = Workspace(workspace)
+    made_by = root.run(run_id)
+    file = made_by.path / "artifacts.json"
+    artifacts = read_json(file) if file.is_file() else {}
+    if "decision" not in artifacts:
+        raise InputError("it made no decision.", where=f"run {run_id}")
+    decision = read_json(read_artifact(artifacts["decision"], "decision").file("decision.json"))
+    _require_offered(decision, step, run_id)
+    settings = load_run_settings(str(made_by.settings))
+    settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})
+    with root.services():
+        live = resolve_champion(settings.model_name)
+    champion = (live.uri, live.digest) if live else ("", "")
+    arguments = checkpoint_arguments(settings, step=step, artifacts=artifacts, champion=champion)
+    name = f"{settings.name}-step-{step}"
+    result = run_local(settings, build_checkpoint_release(settings), arguments, name=name, console=console)
+    own = result.run.path / "artifacts.json"  # a soak of what it released needs that run's data and models too
+    write_json(own, {**{role: path for role, path in artifacts.items() if role != "decision"}, **read_json(own)})
+    return result
+
+
+def _require_offered(decision: dict[str, Any], step: int, run_id: str) -> None:
+    """Only what the gate offered: whoever tries one checkpoint after the other finds one that passes by chance."""
+    offer = decision.get("checkpoint_offer") or {}
+    if offer.get("step") == step:
+        return
+    if offer.get("step") is not None:
+        raise InputError(
+            f"the gate offered checkpoint {offer['step']}, not {step}.",
+            where=f"run {run_id}",
+            hint="One checkpoint a run may be tried: several would find one that passes by chance.",
+        )
+    why = offer.get("reason") or f"Its verdict is {decision['verdict']}: the gate looks for one when a candidate fails."
+    raise InputError("the gate offered no checkpoint.", where=f"run {run_id}", hint=why)
 
 
 def workspace_status(workspace: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""KFP shell of the evaluation stage."""
+"""KFP shells of the evaluation stage: answer and measure; make a checkpoint a candidate."""
 
 from typing import Optional
 
@@ -6,7 +6,7 @@ from kfp import dsl
 
 from components.shared.images import TRAIN_IMAGE
 
-__all__ = ["evaluation"]
+__all__ = ["checkpoint_candidate", "evaluation"]
 
 
 @dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
@@ -76,3 +76,35 @@ def evaluation(
     evaluation.metadata.update(result)
     metrics.metadata.update({name: value for name, value in result.items() if isinstance(value, float)})
     write_json(metrics.path, metrics.metadata)  # KFP's local cache takes an artifact without a file for lost
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def checkpoint_candidate(
+    checkpoints: dsl.Input[dsl.Artifact],
+    reference: dsl.Input[dsl.Model],
+    candidate: dsl.Output[dsl.Model],
+    earlier: dsl.Output[dsl.Artifact],
+    step: int,
+    code_digest: str,
+):
+    """Makes a training checkpoint a candidate of its own, with whole weights.
+
+    Args:
+        checkpoints: Checkpoints of the run.
+        reference: Policy that the run trained from.
+        candidate: The checkpoint as a policy.
+        earlier: The checkpoints before it; the reference is their first, as step 0.
+        step: Training step of the checkpoint.
+        code_digest: Digest of the stage's code; a change of the code is a change of the cache key.
+    """
+    from components.evaluation.checkpoint import run
+
+    candidate.metadata.update(
+        run(
+            checkpoints=checkpoints.path,
+            reference=reference.path,
+            step=step,
+            output_policy=candidate.path,
+            output_checkpoints=earlier.path,
+        )
+    )

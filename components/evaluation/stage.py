@@ -57,6 +57,7 @@ def run(
 
     Args:
         reference: `policy` artifact that the others are compared with; or give `reference_uri` and `reference_digest`.
+            By default `kl_reference`: in soak the first champion has no predecessor.
         candidate: `policy` artifact under test; or give `candidate_uri` and `candidate_digest`.
         checkpoints: `policy_checkpoints` artifact; empty for none.
         reward_model: `reward_model` artifact that PPO optimised.
@@ -81,6 +82,8 @@ def run(
         ArtifactError: An input that is damaged or of another kind.
     """
     parsed = parse_settings(settings, EvaluationSettings, where="evaluation")
+    if not (reference or reference_uri):
+        reference = kl_reference
     inputs = {
         "reward_model": read_artifact(reward_model, "reward_model"),
         "heldout_reward_model": read_artifact(heldout_reward_model, "reward_model"),

@@ -134,8 +134,8 @@ def live_models(
         live_version: Version of the live model.
         live_digest: Its digest.
         live_uri: Where it lies.
-        predecessor_digest: Digest of the model that it replaced.
-        predecessor_uri: Where that lies.
+        predecessor_digest: Digest of the model that it replaced; empty for the first champion.
+        predecessor_uri: Where that lies; empty for the first champion.
     """
     from collections import namedtuple
 

@@ -162,6 +162,7 @@ class Case:
         no_champion_reason: Why `champion` is None.
         champion_digest: Digest of that version.
         seed: Of the bootstrap.
+        has_predecessor: A live model replaced another one, which `reference` then is; the first champion did not.
     """
 
     policy: GatePolicy
@@ -175,6 +176,7 @@ class Case:
     no_champion_reason: str
     champion_digest: str | None
     seed: int
+    has_predecessor: bool = True
 
     @property
     def live(self) -> bool:
@@ -183,7 +185,7 @@ class Case:
     @property
     def baseline_name(self) -> str:
         """What `reference` stands for."""
-        return "its predecessor" if self.live else "the reference"
+        return "its predecessor" if self.live and self.has_predecessor else "the reference"
 
     def require_champion(self) -> None:
         """Makes sure that the evidence is about the present champion.

@@ -1,4 +1,7 @@
-"""What soak compares: the model that is live, and the one that it replaced."""
+"""What soak compares: the model that is live, and the one that it replaced.
+
+The first champion replaced nobody: it is compared with the reference that it was trained from.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ __all__ = ["LiveModels", "resolve_live_models"]
 
 @dataclass(frozen=True)
 class LiveModels:
-    """The live version and its predecessor, pinned to digests."""
+    """The live version and its predecessor, pinned to digests; the predecessor's are "" for the first champion."""
 
     live_version: str
     live_digest: str
@@ -27,7 +30,7 @@ def resolve_live_models(model: str, *, office: Office | None = None) -> LiveMode
     """Reads the ledger for the live version and the champion that it replaced.
 
     Raises:
-        PlumblineError: Nothing is live, or the live version replaced nobody: soak has nothing to compare it with.
+        PlumblineError: Nothing is live.
     """
     with stage_run("live_models", settings={"model_name": model}):
         view = (office or open_office()).ledger.view(model)
@@ -36,11 +39,7 @@ def resolve_live_models(model: str, *, office: Office | None = None) -> LiveMode
             raise PlumblineError("nothing is live.", where=f"model {model}", hint="Promote a version first.")
         predecessor = view.predecessor(live)
         if predecessor is None:
-            raise PlumblineError(
-                f"version {live} is the first champion and has no predecessor to be compared with.",
-                where=f"model {model}",
-                hint="Soak starts with the second champion.",
-            )
+            return LiveModels(live, view.digest(live), view.uri(live), "", "", "")
         return LiveModels(
             live, view.digest(live), view.uri(live), predecessor, view.digest(predecessor), view.uri(predecessor)
         )

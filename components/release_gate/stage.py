@@ -20,7 +20,7 @@ from components.release_gate.dossier import keep_dossier
 from components.release_gate.entries import LedgerView
 from components.release_gate.evidence import Case, Source, read_source
 from components.release_gate.findings import Criterion, Finding
-from components.release_gate.offer import offer_checkpoint
+from components.release_gate.offer import Offer, offer_checkpoint
 from components.release_gate.office import Office, open_office
 from components.release_gate.overoptimization import measure_overoptimization
 from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_file
@@ -40,7 +40,7 @@ from components.release_gate.verdict import Judgement, Verdict, decide
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of, read_json, write_json
-from components.shared.tracking import stage_run
+from components.shared.tracking import pipeline_run, stage_run
 
 __all__ = ["ACTOR_VARIABLE", "run_gate", "run_keep_champion", "run_promote", "run_rollback"]
 
@@ -49,6 +49,14 @@ _logger = logging.getLogger(__name__)
 ACTOR_VARIABLE = "PLUMBLINE_ACTOR"
 Mode = Literal["candidate", "live"]
 
+_LIVE_BASELINE_NOT_CHECKED = (
+    "NOT checked: whether the reference is the policy that the first champion was trained from; the ledger does not "
+    "name it."
+)
+_NO_PREDECESSOR = (
+    "HARM IS SHOWN AND THERE IS NO PREDECESSOR TO ROLL BACK TO: version {version} is the first champion and stays "
+    "champion. Take it out of service by hand now, then promote another version, by broken glass if need be."
+)
 _BASELINE_NOT_CHECKED = (
     "NOT checked: whether the reference is the policy that the candidate was trained from; the candidate's artifact "
     "names no input `policy`."
@@ -66,8 +74,9 @@ class _Subject:
         champion: The version that it would replace; None if there is none.
         champion_digest: Its digest.
         no_champion_reason: Why `champion` is None.
-        baseline: Digest of what it must have been compared with: the policy that a candidate was trained from, the
-            version that a live model replaced. None where it is not known.
+        baseline: Digest of what it must have been compared with: the policy that a candidate (or the first champion)
+            was trained from, the version that a live model replaced. None where it is not known.
+        predecessor: The version that a live model replaced; None for the first champion and for a candidate.
     """
 
     digest: str
@@ -77,6 +86,7 @@ class _Subject:
     champion_digest: str | None
     no_champion_reason: str
     baseline: str | None
+    predecessor: str | None = None
 
 
 def run_gate(
@@ -136,9 +146,19 @@ def run_gate(
         )
         criteria = judge_all(case) + _rejected_before(view, subject)
         judgement = _with_notes(decide(criteria, live=case.live), _unchecked_baseline(subject))
+        judgement = _nowhere_to_go_back(judgement, subject)
         digests = _digests(case, subject)
         found = [criterion.as_dict() for criterion in judgement.criteria]
-        judged = JudgedRelease(judgement.verdict, _in_short(judgement), digests, rules, _actor(), digest_of(found))
+        judged = JudgedRelease(
+            judgement.verdict,
+            _in_short(judgement),
+            digests,
+            rules,
+            _actor(),
+            digest_of(found),
+            baseline=subject.baseline or "",
+            seed=seed,
+        )
         version, state = _record(office, model_name, subject, judged)
         if not case.live:
             judgement = _with_notes(judgement, unknown_requester(office.ledger.view(model_name), version, judged))
@@ -155,7 +175,7 @@ def run_gate(
             "heldout_reward_model": heldout_reward_model,
             "training_history": history,
         }
-        keep_dossier(office.registry, model_name, version, decision["binding"], paths)
+        keep_dossier(office.registry, model_name, version, judged.binding, judged.criteria, paths)
         tracked.set_tags({"plumbline.verdict": str(judgement.verdict), "plumbline.version": version})
         tracked.log_metrics({f"gate/{found.name}": found.value for found in criteria if found.value is not None})
     _announce(judgement, decision["policy"]["looser_than_production"], rules, model_name, version)
@@ -163,7 +183,8 @@ def run_gate(
         "digest": read_artifact(output, "decision").digest,
         "verdict": str(judgement.verdict),
         "promote": judgement.verdict is Verdict.PROMOTE,
-        "roll_back": judgement.verdict is Verdict.ROLLBACK and rules.release.auto_rollback,
+        "roll_back": judgement.verdict is Verdict.ROLLBACK
+        and bool(rules.release.auto_rollback and subject.predecessor),
         "version": version,
         "state": str(state),
         "champion": office.ledger.view(model_name).champion or "",
@@ -259,8 +280,16 @@ def _live_subject(view: LedgerView) -> _Subject:
         raise PlumblineError("nothing is live that could be judged.", where=f"model {view.model}")
     predecessor = view.predecessor(live)
     reason = "The live model is judged against its predecessor."
-    replaced = view.digest(predecessor) if predecessor else None
-    return _Subject(view.digest(live), live, None, None, None, reason, replaced)
+    if predecessor is None:
+        reason = "The live model is the first champion: the reference is the baseline."
+        return _Subject(view.digest(live), live, None, None, None, reason, _trained_from(view, live))
+    return _Subject(view.digest(live), live, None, None, None, reason, view.digest(predecessor), predecessor)
+
+
+def _trained_from(view: LedgerView, version: str) -> str | None:
+    """Digest of the reference that a version was judged against as a candidate; None if the ledger does not know."""
+    judged = view.last(version, Event.AWAIT_APPROVAL) or view.last(version, Event.BLOCK)
+    return (judged.data.get("baseline") or None) if judged else None
 
 
 def _open_case(
@@ -292,6 +321,7 @@ def _open_case(
         champion_digest=subject.champion_digest,
         no_champion_reason=subject.no_champion_reason,
         seed=seed,
+        has_predecessor=subject.predecessor is not None,
     )
 
 
@@ -307,9 +337,23 @@ def _rejected_before(view: LedgerView, subject: _Subject) -> list[Criterion]:
 
 def _unchecked_baseline(subject: _Subject) -> list[str]:
     """What to say of a candidate whose artifact does not tell what it was trained from."""
-    if subject.artifact is None or subject.baseline is not None:
+    if subject.baseline is not None:
         return []
-    return [_BASELINE_NOT_CHECKED]
+    return [_BASELINE_NOT_CHECKED if subject.artifact else _LIVE_BASELINE_NOT_CHECKED]
+
+
+def _may_roll_back(judgement: Judgement, rules: GatePolicy, subject: _Subject) -> bool:
+    """Whether the model is taken back at once: harm is shown, the policy does not leave it to people, and a way is."""
+    return judgement.verdict is Verdict.ROLLBACK and rules.release.auto_rollback and subject.predecessor is not None
+
+
+def _nowhere_to_go_back(judgement: Judgement, subject: _Subject) -> Judgement:
+    """Says first, and loudly, that a rollback is due and nothing is there that it could restore."""
+    if judgement.verdict is not Verdict.ROLLBACK or subject.predecessor is not None:
+        return judgement
+    alarm = _NO_PREDECESSOR.format(version=subject.version)
+    _logger.error("%s", alarm)
+    return replace(judgement, reasons=[alarm, *judgement.reasons])
 
 
 def _with_notes(judgement: Judgement, notes: list[str]) -> Judgement:
@@ -346,11 +390,12 @@ def _record(office: Office, model: str, subject: _Subject, judged: JudgedRelease
 
 def _decision(case: Case, judgement: Judgement, judged: JudgedRelease, model: str, version: str) -> dict[str, Any]:
     rules = case.policy
-    offer = offer_checkpoint(case) if judgement.verdict is Verdict.BLOCK else None
+    offer = _offer(case, judgement)
     return {
         "verdict": str(judgement.verdict),
         "mode": case.mode,
-        "reasons": judgement.reasons + ([offer] if offer else []),
+        "compared_with": case.baseline_name,
+        "reasons": judgement.reasons + ([offer.reason] if offer and offer.step is not None else []),
         "criteria": [found.as_dict() for found in judgement.criteria],
         "model_name": model,
         "version": version,
@@ -363,9 +408,17 @@ def _decision(case: Case, judgement: Judgement, judged: JudgedRelease, model: st
             "approvals_required": rules.release.approvals_required,
             "looser_than_production": rules.looser_than(load_policy_file(PRODUCTION)),
         },
+        "checkpoint_offer": offer.as_dict() if offer else None,
         "divergence": _divergence(case),
         "overoptimization": measure_overoptimization(case),
     }
+
+
+def _offer(case: Case, judgement: Judgement) -> Offer | None:
+    """An earlier checkpoint for a candidate that fails; None where there is nothing to offer one for."""
+    if case.live or judgement.verdict not in (Verdict.BLOCK, Verdict.HOLD):
+        return None
+    return offer_checkpoint(case, judgement.criteria, run=pipeline_run())
 
 
 def _divergence(case: Case) -> dict[str, Any]:

@@ -245,6 +245,12 @@ def test_soak_measures_kl_against_the_sft_policy_if_it_is_given(world: _World, t
     assert soak["reference"]["kl"]["mean"] != 0.0
 
 
+def test_without_a_predecessor_soak_compares_with_the_sft_policy(world: _World, tmp_path: Path):
+    _run(world, tmp_path / "out", reference="", kl_reference=world.reference)
+    models = read_json(tmp_path / "out" / "models.json")
+    assert models["reference"]["digest"] == _digest(world.reference)
+
+
 def test_tokenizers_of_equal_vocabulary_are_told_from_others():
     assert same_vocabulary(make_tokenizer(), make_tokenizer())
     assert not same_vocabulary(make_tokenizer(), make_other_tokenizer())

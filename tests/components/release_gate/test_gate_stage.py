@@ -13,6 +13,7 @@ from tiny_release import MODEL, Evidence, digest_of_policy, make_evidence
 from components.release_gate import component as shells
 from components.release_gate import operations
 from components.release_gate.approvals import reject
+from components.release_gate.live import resolve_live_models
 from components.release_gate.office import open_office
 from components.release_gate.promotion import PromotionError
 from components.release_gate.stage import run_gate, run_keep_champion, run_promote, run_rollback
@@ -190,6 +191,37 @@ def test_forced_live_the_soak_evidence_rolls_it_back(tmp_path: Path) -> None:
         ("restore", "1"),
         ("rolled_back", "2"),
     ]
+
+
+def test_the_first_champion_is_soaked_against_the_reference_that_it_was_trained_from(tmp_path: Path) -> None:
+    _promote_first(tmp_path)
+    found = resolve_live_models(MODEL)
+    assert (found.live_version, found.predecessor_version, found.predecessor_uri) == ("1", "", "")
+    soak = make_evidence(tmp_path / "soak", weights="first", seed=3)
+    assert _gate(tmp_path, soak, "soak-decision", candidate="", history="", mode="live")["verdict"] == "KEEP"
+    decision = _decision(tmp_path, "soak-decision")
+    assert decision["compared_with"] == "the reference"
+    assert not any("NOT checked" in reason for reason in decision["reasons"])
+    other = make_evidence(tmp_path / "other", weights="first", seed=4, reference_digest="q" * 64)
+    result = _gate(tmp_path, other, "other-decision", candidate="", history="", mode="live")
+    assert result["verdict"] == "ERROR", "compared with another reference"
+
+
+def test_a_first_champion_that_harms_stays_and_the_alarm_says_that_nothing_can_be_restored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _promote_first(tmp_path)
+    soak = make_evidence(tmp_path / "soak", weights="first", story="overoptimized")
+    result = _gate(tmp_path, soak, "soak-decision", candidate="", history="", mode="live")
+    assert (result["verdict"], result["roll_back"], result["champion"]) == ("ROLLBACK", False, "1")
+    assert _decision(tmp_path, "soak-decision")["reasons"][0].startswith("HARM IS SHOWN AND THERE IS NO PREDECESSOR")
+    assert any(record.levelname == "ERROR" and "NO PREDECESSOR" in record.message for record in caplog.records)
+    entry = open_office().ledger.view(MODEL).entries[-1]
+    assert entry.event == "alarm"
+    assert "NO PREDECESSOR" in entry.reason
+    kept = run_keep_champion(decision=str(tmp_path / "soak-decision"))
+    assert "Version 1 stays champion" in kept["message"]
+    assert operations.verify(MODEL)["ok"]
 
 
 def test_a_policy_may_leave_the_rollback_to_people(tmp_path: Path) -> None:

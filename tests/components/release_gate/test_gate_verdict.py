@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
-from tiny_release import make_case, make_evidence
 
 from components.release_gate.findings import Criterion, Finding
-from components.release_gate.offer import offer_checkpoint
 from components.release_gate.verdict import Verdict, decide
 
 CANDIDATE_FINDINGS = [Finding.PASS, Finding.NOT_APPLICABLE, Finding.HOLD, Finding.BLOCK, Finding.ERROR]
@@ -67,17 +64,3 @@ def test_reasons_name_the_heaviest_first_and_people_before_machines() -> None:
         "Blocked (kl, sequence)",
         "Evidence missing (length style)",
     ]
-
-
-def test_an_earlier_checkpoint_is_offered_when_people_prefer_it(tmp_path: Path) -> None:
-    offer = offer_checkpoint(make_case(make_evidence(tmp_path, story="overoptimized")))
-    assert offer is not None
-    assert "step-0010" in offer
-    assert "fresh prompts" in offer
-
-
-def test_a_checkpoint_that_people_do_not_prefer_is_not_offered(tmp_path: Path) -> None:
-    def drop(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-        return [row for row in rows if not str(row["comparison"]).startswith("step-")]
-
-    assert offer_checkpoint(make_case(make_evidence(tmp_path, edits={"outcomes.jsonl": drop}))) is None
