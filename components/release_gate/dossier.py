@@ -1,8 +1,9 @@
 """The dossier of a verdict: the evidence that it rests on, kept beside the model version, for those who decide.
 
-The gate keeps it (`keep_dossier`), the release page reads it (`open_dossier`). Of each artifact only the files that a
-person looks at are kept, with the artifact's manifest, so that every byte can be checked against the digest that the
-ledger holds. A part that is missing or was altered is named, and not shown.
+The gate keeps it (`keep_dossier`), the release page reads it (`open_dossier`), and replay and audit judge it again when
+the run's own artifacts are long gone. Of each artifact every file is kept that a criterion or a person reads, with the
+artifact's manifest, so that every byte can be checked against the digest that the ledger holds; the weights are not. A
+part that is missing or was altered is named, and not shown.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from components.release_gate.entries import Entry
+from components.release_gate.evidence import Source, vet
+from components.release_gate.findings import EvidenceFault, Finding
 from components.release_gate.registry import Registry
 from components.release_gate.releases import binding_of
 from components.shared.artifacts import MANIFEST, content_digest
@@ -27,12 +30,13 @@ __all__ = ["Dossier", "keep_dossier", "open_dossier"]
 _logger = logging.getLogger(__name__)
 
 _DECISION = "decision"
+_ABSENT = "It was not there when the gate judged."
 _KEPT: dict[str, tuple[str, ...]] = {
     _DECISION: ("decision.json",),
     "human_evidence": ("statistics.json", "items.jsonl", "judgements.jsonl", "outcomes.jsonl"),
     "evaluation": ("models.json", "metrics.json", "generations.jsonl"),
-    "reward_model": ("reward.json", "evaluation.json"),
-    "heldout_reward_model": ("reward.json",),
+    "reward_model": ("reward.json", "evaluation.json", "predictions.jsonl"),
+    "heldout_reward_model": ("reward.json", "evaluation.json", "predictions.jsonl"),
     "training_history": ("summary.json", "history.jsonl"),
 }
 
@@ -44,10 +48,12 @@ class Dossier:
     Attributes:
         documents: Content of the files, by part and name; only what agrees with the ledger.
         problems: Why a part is not shown, by part.
+        manifests: Of each part in `documents`.
     """
 
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def document(self, part: str, name: str) -> Any:
         """A JSON document; None if it is not there."""
@@ -57,8 +63,26 @@ class Dossier:
         """The rows of a JSON-lines file; none if it is not there."""
         return self.documents.get(part, {}).get(name) or []
 
+    def unkept(self, part: str) -> list[str]:
+        """Files of a part that a judge needs and that an older gate did not keep."""
+        listed = self.manifests[part]["files"] if part in self.manifests else {}
+        return [name for name in _KEPT[part] if name in listed and name not in self.documents[part]]
 
-def keep_dossier(registry: Registry, model: str, version: str, binding: str, paths: Mapping[str, str]) -> None:
+    def source(self, part: str) -> Source:
+        """A part as evidence, with the fault that it has; a new one each time, as judging may give it one."""
+        if part not in self.documents:
+            finding = Finding.HOLD if self.problems.get(part, _ABSENT) == _ABSENT else Finding.ERROR
+            words = f"{part.replace('_', ' ')}: {self.problems.get(part, _ABSENT)}"
+            return Source(part, fault=EvidenceFault(finding, words, source=part))
+        manifest, content = self.manifests[part], self.documents[part]
+        documents = {name: value for name, value in content.items() if name.endswith(".json")}
+        tables = {name: value for name, value in content.items() if name.endswith(".jsonl")}
+        return vet(Source(part, manifest["digest"], manifest.get("inputs", {}), documents, tables))
+
+
+def keep_dossier(
+    registry: Registry, model: str, version: str, binding: str, criteria: str, paths: Mapping[str, str]
+) -> None:
     """Keeps the evidence of a verdict beside the version; doing it twice is doing it once.
 
     Args:
@@ -66,13 +90,14 @@ def keep_dossier(registry: Registry, model: str, version: str, binding: str, pat
         model: Registered model.
         version: The version that was judged.
         binding: Of the verdict.
+        criteria: Digest of its criteria: a newer gate may find something else in the same evidence.
         paths: Folder of each artifact, by part; "" or absent for one that does not exist.
     """
     with tempfile.TemporaryDirectory(prefix="plumbline-dossier-") as aside:
         for part, path in paths.items():
             if path and (Path(path) / MANIFEST).is_file():
                 _copy(Path(path), Path(aside) / part, _KEPT[part])
-        registry.keep(model, version, Path(aside), _place(binding))
+        registry.keep(model, version, Path(aside), _place(binding, criteria))
 
 
 def open_dossier(registry: Registry, model: str, entry: Entry) -> Dossier:
@@ -84,14 +109,17 @@ def open_dossier(registry: Registry, model: str, entry: Entry) -> Dossier:
         entry: The verdict on the ledger.
     """
     with tempfile.TemporaryDirectory(prefix="plumbline-dossier-") as aside:
-        folder = registry.fetch(model, entry.version, _place(entry.data["binding"]), Path(aside))
+        binding, criteria = entry.data["binding"], entry.data.get("criteria", "")
+        places = (_place(binding, criteria), f"dossiers/{binding}")  # the latter: of an older gate
+        fetched = (registry.fetch(model, entry.version, place, Path(aside)) for place in places)
+        folder = next((found for found in fetched if found is not None), None)
         if folder is None:
             return Dossier(problems={"dossier": "Nothing was kept of this verdict: the gate that gave it is too old."})
         return _read(folder, entry)
 
 
-def _place(binding: str) -> str:
-    return f"dossiers/{binding}"
+def _place(binding: str, criteria: str) -> str:
+    return f"dossiers/{binding}/{criteria[:16]}"
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
@@ -104,16 +132,18 @@ def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
 def _read(folder: Path, entry: Entry) -> Dossier:
     documents: dict[str, dict[str, Any]] = {}
     problems: dict[str, str] = {}
+    manifests: dict[str, dict[str, Any]] = {}
     for part in _KEPT:
         if not (folder / part).is_dir():
-            problems[part] = "It was not there when the gate judged."
+            problems[part] = _ABSENT
             continue
         try:
             documents[part] = _read_part(folder / part, part, entry)
+            manifests[part] = read_json(folder / part / MANIFEST)
         except (PlumblineError, KeyError, TypeError) as error:
             problems[part] = f"It does not agree with the ledger: {error}"
             _logger.warning("%s version %s: %s is not shown: %s", entry.model, entry.version, part, error)
-    return Dossier(documents, problems)
+    return Dossier(documents, problems, manifests)
 
 
 def _read_part(folder: Path, part: str, entry: Entry) -> dict[str, Any]:
@@ -126,7 +156,9 @@ def _read_part(folder: Path, part: str, entry: Entry) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for name in _KEPT[part]:
         path = folder / name
-        if not path.is_file():
+        if name not in files:
+            continue
+        if not path.is_file():  # an older gate kept less; whoever judges it again looks in `unkept`
             continue
         if sha256_file(path) != files[name]:
             raise ArtifactError("was altered.", where=f"{part}, {name}")

@@ -9,23 +9,37 @@ from a newer gate is not taken for one of the policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from components.release_gate.criteria import judge_all
+from components.release_gate.dossier import open_dossier
+from components.release_gate.entries import Entry
 from components.release_gate.evidence import Case, Source, read_source
 from components.release_gate.findings import Criterion, Finding
 from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_file
 from components.release_gate.provenance import check_provenance
+from components.release_gate.registry import Registry
+from components.release_gate.states import Event
 from components.release_gate.verdict import Judgement, decide
 from components.shared.artifacts import MANIFEST, read_artifact
-from components.shared.errors import InputError
+from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json
 from components.shared.settings import parse_settings
 
-__all__ = ["PastDecision", "check_policy", "index_artifacts", "open_past_decision", "rehearse", "replay"]
+__all__ = [
+    "PastDecision",
+    "check_policy",
+    "index_artifacts",
+    "is_verdict",
+    "open_kept_decision",
+    "open_past_decision",
+    "rehearse",
+    "replay",
+]
 
 _SOURCES = {
     "evaluation": "evaluation",
@@ -38,6 +52,8 @@ _SOURCES = {
 
 _MAY_BE_ABSENT = frozenset({"training_history"})
 
+_VERDICT_EVENTS = frozenset({Event.AWAIT_APPROVAL, Event.HOLD, Event.BLOCK, Event.FAIL, Event.KEEP, Event.ALARM})
+
 
 @dataclass(frozen=True)
 class PastDecision:
@@ -48,7 +64,8 @@ class PastDecision:
         content: `decision.json`.
         time: When.
         own_policy: The thresholds of its day; None if this version cannot read them any more.
-        sources: Folder of each part of the evidence that was found; "" for what was not there then either.
+        sources: Folder of each part of the evidence that was found ("" for what was not there then either), or how to
+            read it.
         baseline: Digest of what the candidate was trained from; None where it is not known.
         missing: Parts that the decision names and that were not found.
         seed: Of the bootstrap.
@@ -58,7 +75,7 @@ class PastDecision:
     content: dict[str, Any]
     time: str
     own_policy: GatePolicy | None
-    sources: dict[str, str]
+    sources: Mapping[str, str | Callable[[], Source]]
     baseline: str | None
     missing: list[str]
     seed: int
@@ -125,6 +142,44 @@ def open_past_decision(
         baseline=inputs.get("policy") if content["mode"] == "candidate" else None,
         missing=missing,
         seed=seed,
+    )
+
+
+def is_verdict(entry: Entry) -> bool:
+    """Whether the gate gave a verdict with this entry of the ledger (a person's `fail`, an abandoned move, is none)."""
+    return entry.event in _VERDICT_EVENTS and bool(entry.data.get("binding"))
+
+
+def open_kept_decision(registry: Registry, entry: Entry) -> PastDecision:
+    """Reads a decision and its evidence from the model version's dossier, by what the ledger says of it alone.
+
+    Args:
+        registry: Where the version is.
+        entry: The verdict on the ledger.
+
+    Raises:
+        ArtifactError: Nothing was kept, or the decision does not agree with the ledger.
+    """
+    dossier = open_dossier(registry, entry.model, entry)
+    where = f"{entry.model} version {entry.version}, ledger entry {entry.sequence}"
+    content = dossier.document("decision", "decision.json")
+    if content is None:
+        problem = dossier.problems.get("dossier") or dossier.problems.get("decision")
+        raise ArtifactError(f"its dossier cannot be read: {problem}", where=where)
+    digests = entry.evidence_digests
+    named = [part for part in _SOURCES if digests.get(part) and part not in _MAY_BE_ABSENT]
+    missing = [f"{part} ({dossier.problems[part]})" for part in named if part in dossier.problems]
+    missing += [f"{', '.join(names)} of {part}" for part in named if (names := dossier.unkept(part))]
+    policy = _own_policy(dossier.manifests["decision"].get("settings"))
+    return PastDecision(
+        run=entry.data.get("run") or f"ledger entry {entry.sequence}",
+        content=content,
+        time=entry.time,
+        own_policy=policy if policy and policy.digest == digests.get("policy") else None,
+        sources={part: partial(dossier.source, part) for part in _SOURCES},
+        baseline=entry.data.get("baseline") or None,
+        missing=missing,
+        seed=entry.data.get("seed", 0),
     )
 
 
@@ -203,7 +258,10 @@ def _judge(past: PastDecision, policy: GatePolicy) -> Judgement:
 
 
 def _open_case(past: PastDecision, policy: GatePolicy) -> Case:
-    sources: dict[str, Source] = {part: read_source(part, past.sources[part], kind) for part, kind in _SOURCES.items()}
+    sources: dict[str, Source] = {}
+    for part, kind in _SOURCES.items():
+        found = past.sources[part]
+        sources[part] = read_source(part, found, kind) if isinstance(found, str) else found()
     digests, live = past.content["digests"], past.content["mode"] == "live"
     check_provenance(
         candidate_digest=digests["candidate"],
@@ -228,6 +286,7 @@ def _open_case(past: PastDecision, policy: GatePolicy) -> Case:
             "The live model is judged against its predecessor." if live else "It was not judged against a champion."
         ),
         seed=past.seed,
+        has_predecessor=past.content.get("compared_with") != "the reference",
     )
 
 

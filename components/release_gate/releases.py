@@ -69,6 +69,8 @@ class JudgedRelease:
         policy: The policy that decided.
         actor: Who ran the gate.
         criteria: Digest of all criteria, with their numbers; so the ledger vouches for what the release page shows.
+        baseline: Digest of what the model had to be compared with; "" where it is not known.
+        seed: Of the bootstrap; with the baseline all that an audit needs beside the evidence.
     """
 
     verdict: Verdict
@@ -77,6 +79,8 @@ class JudgedRelease:
     policy: GatePolicy
     actor: str
     criteria: str = ""
+    baseline: str = ""
+    seed: int = 0
 
     @property
     def binding(self) -> str:
@@ -177,6 +181,9 @@ def _move(version: str, event: Event, judged: JudgedRelease) -> Move:
         "expires_at": expires.isoformat(),
         "champion": judged.digests.get("champion", ""),
         "criteria": judged.criteria,
+        "baseline": judged.baseline,
+        "seed": judged.seed,
+        "run": pipeline_run(),
     }
     return Move(version, event, judged.actor, judged.reason, dict(judged.digests), details)
 

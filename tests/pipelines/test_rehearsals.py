@@ -15,10 +15,11 @@ sys.path.append(str(Path(__file__).parents[1] / "components" / "release_gate"))
 from tiny_release import MODEL, make_evidence
 
 from components.release_gate.stage import run_gate
+from components.shared.artifacts import content_digest
 from components.shared.errors import InputError
-from components.shared.files import write_json
+from components.shared.files import sha256_file, write_json
 from pipelines.cli import cli
-from pipelines.rehearsals import replay_policy, try_policy
+from pipelines.rehearsals import audit_model, replay_policy, try_policy
 
 
 @pytest.fixture
@@ -82,6 +83,66 @@ def test_the_command_line_says_what_would_change_and_why(workspace: str) -> None
     assert "human_preference.reference" in checked.output
     as_json = CliRunner().invoke(cli, ["policy", "check", "demo", "--json"])
     assert json.loads(as_json.output)["name"] == "demo"
+
+
+def _forget_runs(workspace: str) -> None:
+    """The runs and their artifacts are gone; ledger and registry are elsewhere."""
+    shutil.rmtree(workspace)
+    Path(workspace).mkdir()
+
+
+def test_replay_and_audit_need_the_ledger_and_the_dossiers_alone(workspace: str) -> None:
+    before = replay_policy("production", MODEL, workspace=workspace)["decisions"][0]
+    _forget_runs(workspace)
+    found = replay_policy("production", MODEL, workspace=workspace)
+    after = found["decisions"][0]
+    assert (found["judged"], found["changed"], found["unreadable"]) == (1, 1, [])
+    told = ("recorded", "again", "verdict", "reasons", "criteria")
+    assert {key: after[key] for key in told} == {key: before[key] for key in told}
+    audited = audit_model(MODEL, workspace=workspace)
+    assert audited["ok"], audited
+    assert [(one["recorded"], one["again"]) for one in audited["verdicts"]] == [("PROMOTE", "PROMOTE")]
+    told = CliRunner().invoke(cli, ["audit", MODEL, "--workspace", workspace])
+    assert told.exit_code == 0, told.output
+    assert "the ledger is intact; 1 of 1 verdicts follow from their evidence." in told.output
+
+
+def test_a_dossier_that_was_altered_is_found_by_the_audit_and_never_judged(workspace: str, tmp_path: Path) -> None:
+    _forget_runs(workspace)
+    file = next(tmp_path.glob("mlflow-models/**/dossiers/**/outcomes.jsonl"))
+    file.write_text(file.read_text().replace('"outcome": 0.0', '"outcome": 1.0', 1))
+    audited = audit_model(MODEL, workspace=workspace)
+    assert not audited["ok"]
+    assert "outcomes.jsonl: was altered" in audited["verdicts"][0]["problem"]
+    replayed = replay_policy("production", MODEL, workspace=workspace)
+    assert (replayed["judged"], replayed["not_judged"]) == (0, 1)
+    assert CliRunner().invoke(cli, ["audit", MODEL, "--workspace", workspace]).exit_code == 1
+
+
+def test_a_decision_whose_criteria_were_altered_is_found_by_the_audit(workspace: str, tmp_path: Path) -> None:
+    """Forged with its own hashes, it still does not have the digest of the criteria that is on the ledger."""
+    folder = next(tmp_path.glob("mlflow-models/**/dossiers/*/*/decision"))
+    file, manifest = folder / "decision.json", folder / "manifest.json"
+    file.write_text(file.read_text().replace('"PASS"', '"HOLD"', 1))
+    content = json.loads(manifest.read_text())
+    content["files"]["decision.json"] = sha256_file(file)
+    content["digest"] = content_digest("decision", content["files"])
+    manifest.write_text(json.dumps(content))
+    audited = audit_model(MODEL, workspace=workspace)
+    assert "its criteria were altered" in audited["verdicts"][0]["problem"]
+
+
+def test_a_dossier_of_an_older_gate_says_which_file_it_does_not_have(workspace: str, tmp_path: Path) -> None:
+    _forget_runs(workspace)
+    next(tmp_path.glob("mlflow-models/**/dossiers/*/*/reward_model/predictions.jsonl")).unlink()
+    replayed = replay_policy("production", MODEL, workspace=workspace)
+    assert replayed["decisions"][0]["verdict"] is None
+    assert "predictions.jsonl of reward_model" in replayed["decisions"][0]["problem"]
+
+
+def test_an_audit_of_a_model_that_the_ledger_does_not_know_names_those_that_it_does(workspace: str) -> None:
+    with pytest.raises(InputError, match=f"Models there: {MODEL}"):
+        audit_model("other", workspace=workspace)
 
 
 def test_a_policy_that_is_not_valid_ends_with_its_path(workspace: str, tmp_path: Path) -> None:

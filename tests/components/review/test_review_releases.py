@@ -149,7 +149,7 @@ def test_the_live_version_is_rolled_back_from_its_page_and_no_other(
 
 
 def test_evidence_that_was_altered_is_not_shown(release: str, database_url: str, tmp_path: Path) -> None:
-    (kept,) = tmp_path.rglob("dossiers/*/human_evidence/statistics.json")
+    (kept,) = tmp_path.rglob("dossiers/*/*/human_evidence/statistics.json")
     statistics = json.loads(kept.read_text())
     statistics["comparisons"]["candidate_vs_reference"]["win_rate"] = 0.99
     kept.write_text(json.dumps(statistics))
@@ -166,7 +166,7 @@ def test_a_decision_whose_criteria_were_altered_is_not_shown(release: str, datab
     from components.shared.artifacts import MANIFEST, content_digest
     from components.shared.files import sha256_file
 
-    (kept,) = tmp_path.rglob("dossiers/*/decision/decision.json")
+    (kept,) = tmp_path.rglob("dossiers/*/*/decision/decision.json")
     decision = json.loads(kept.read_text())
     decision["criteria"][0]["value"] = 0.123456
     kept.write_text(json.dumps(decision))
