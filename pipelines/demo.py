@@ -76,11 +76,11 @@ def _make_world(settings: RunSettings, console: Console) -> None:
 
 def _force(seed: int, workspace: str, console: Console) -> RunResult:
     """Break-glass on the blocked model, then soak."""
-    from components.release_gate import operations
+    from components.release_gate import office, operations
 
     settings = demo_settings("overoptimized", seed=seed, workspace=workspace)
     with Workspace(workspace).services():
-        version = _blocked_version(operations.history(settings.model_name), settings.model_name)
+        version = _blocked_version(office.history(settings.model_name), settings.model_name)
         reason = "demo: put the over-optimised model live against the gate"
         console.print(f"[bold red]BREAK-GLASS[/] {settings.model_name} version {version} goes live against the gate")
         operations.break_glass(settings.model_name, version, actor="demo-operator", reason=reason)

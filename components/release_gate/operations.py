@@ -12,6 +12,7 @@ from components.release_gate import approvals, office, promotion
 from components.release_gate.drill import run_drill
 from components.release_gate.promotion import Outcome
 from components.release_gate.states import Event, State
+from components.shared.errors import InputError
 
 __all__ = [
     "abandon",
@@ -28,20 +29,35 @@ __all__ = [
 
 
 def history(model: str) -> list[dict[str, Any]]:
-    """Every entry of a model's ledger, oldest first."""
-    return office.history(model)
+    """Every entry of a model's ledger, oldest first.
+
+    Raises:
+        InputError: The ledger does not know the model.
+    """
+    opened = office.open_office()
+    _require_known(opened, model)
+    return office.history(model, office=opened)
 
 
 def verify(model: str) -> dict[str, Any]:
-    """Replays a model's ledger: `ok`, `entries`, `head` (sequence and hash), `problems`."""
-    report = office.verify(model)
+    """Replays a model's ledger: `ok`, `entries`, `head` (sequence and hash), `problems`.
+
+    Raises:
+        InputError: Neither the ledger nor its anchors know the model.
+    """
+    opened = office.open_office()
+    report = office.verify(model, office=opened)
+    if not report.entries and report.sound:  # had it been wiped, the anchors would know
+        _require_known(opened, model)
     head = {"sequence": report.head[0], "hash": report.head[1]}
     return {"ok": report.sound, "entries": report.entries, "head": head, "problems": report.problems}
 
 
 def repair(model: str) -> dict[str, Any]:
     """Makes MLflow's aliases what the ledger says: `changed`, a line an alias."""
-    return {"changed": office.repair(model)}
+    opened = office.open_office()
+    _require_known(opened, model)
+    return {"changed": office.repair(model, office=opened)}
 
 
 def approve(model: str, version: str, *, actor: str, reason: str, binding: str | None = None) -> dict[str, Any]:
@@ -55,19 +71,24 @@ def approve(model: str, version: str, *, actor: str, reason: str, binding: str |
         binding: Of the verdict that the actor looked at; another one by now is an error.
     """
     opened = office.open_office()
+    _require_known(opened, model, version)
     approvals.approve(model, version, actor, reason, binding=binding, office=opened)
     return _as_dict(promotion.promote(model, version, actor, office=opened))
 
 
 def reject(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
     """Rejects a release, for good."""
-    state = approvals.reject(model, version, actor, reason)
+    opened = office.open_office()
+    _require_known(opened, model, version)
+    state = approvals.reject(model, version, actor, reason, office=opened)
     return {"model": model, "version": version, "state": str(state), "message": f"Version {version} is rejected."}
 
 
 def break_glass(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
     """Puts a version live against the gate."""
-    return _as_dict(promotion.break_glass(model, version, actor, reason))
+    opened = office.open_office()
+    _require_known(opened, model, version)
+    return _as_dict(promotion.break_glass(model, version, actor, reason, office=opened))
 
 
 def rollback(model: str, *, actor: str, reason: str, version: str | None = None) -> dict[str, Any]:
@@ -79,7 +100,9 @@ def rollback(model: str, *, actor: str, reason: str, version: str | None = None)
         reason: Why.
         version: The version to take back; by default whichever is live.
     """
-    outcome = promotion.rollback(model, actor, reason, version=version)
+    opened = office.open_office()
+    _require_known(opened, model, version)
+    outcome = promotion.rollback(model, actor, reason, version=version, office=opened)
     return _as_dict(outcome) | {"version": outcome.champion, "taken_back": outcome.version}
 
 
@@ -90,7 +113,9 @@ def drill(model: str, *, actor: str) -> dict[str, Any]:
 
 def abandon(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
     """Gives up a promotion, or a rollback of the live version, that cannot be ended."""
-    state: State = promotion.abandon(model, version, actor, reason)
+    opened = office.open_office()
+    _require_known(opened, model, version)
+    state: State = promotion.abandon(model, version, actor, reason, office=opened)
     return {"model": model, "version": version, "state": str(state), "message": f"The move of {version} is given up."}
 
 
@@ -113,6 +138,17 @@ def last_rollback(model: str) -> dict[str, Any] | None:
         "reason": ended.reason,
         "actor": ended.actor,
     }
+
+
+def _require_known(opened: office.Office, model: str, version: str | None = None) -> None:
+    """Tells a mistyped name from a model or version that is there."""
+    versions = opened.ledger.view(model).versions
+    if not versions:
+        known = ", ".join(opened.ledger.models()) or "none"
+        raise InputError(f"the ledger does not know model {model!r}.", where="ledger", hint=f"Models there: {known}.")
+    if version is not None and version not in versions:
+        known = ", ".join(f"{number} ({state})" for number, state in versions.items())
+        raise InputError(f"has no version {version!r}.", where=f"model {model}", hint=f"Its versions: {known}.")
 
 
 def _as_dict(outcome: Outcome) -> dict[str, Any]:

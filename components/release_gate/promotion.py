@@ -164,9 +164,12 @@ def abandon(model: str, version: str, actor: str, reason: str, *, office: Office
         if view.rolling_back == version:
             details = {"abandons": "rollback"}
             return [Move(version, Event.FAIL, actor, f"Rollback abandoned: {reason}", details=details)]
-        if view.state(version) is not State.PROMOTING:
-            next_state(view.state(version), Event.SUPERSEDE, where=f"{model} version {version}")
-            raise IllegalMoveError("is not being promoted.", where=f"{model} version {version}")
+        state = view.state(version)
+        if state is not State.PROMOTING:
+            raise IllegalMoveError(
+                f"is {state}: it is neither being promoted nor being rolled back, so there is nothing to abandon.",
+                where=f"{model} version {version}",
+            )
         return [Move(version, Event.FAIL, actor, f"Promotion abandoned: {reason}")]
 
     view, _ = office.record(model, plan)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from tiny_office import check_agreement, judge_weights, release_weights
 from tiny_release import MODEL
 
@@ -16,6 +17,8 @@ from components.release_gate.office import Office
 from components.release_gate.promotion import break_glass, promote, rollback
 from components.release_gate.states import IllegalMoveError, State
 from components.release_gate.verdict import Verdict
+from components.shared.errors import InputError
+from components.shared.ledger_table import open_engine
 
 
 def test_two_people_approve_and_not_the_one_who_asked(office: Office, tmp_path: Path) -> None:
@@ -109,3 +112,26 @@ def test_operations_answer_as_the_command_line_needs(office: Office, tmp_path: P
     assert {"sequence", "time", "version", "event", "from_state", "to_state", "actor", "reason"} <= set(
         operations.history(MODEL)[0]
     )
+
+
+def test_a_mistyped_model_or_version_is_told_from_one_that_is_there(office: Office, tmp_path: Path) -> None:
+    version = release_weights(office, tmp_path, "one")
+    for act in (operations.history, operations.verify, operations.repair):
+        with pytest.raises(InputError, match=f"does not know model 'typo'. Models there: {MODEL}"):
+            act("typo")
+    person = {"actor": "alice", "reason": "because"}
+    for act in (operations.approve, operations.reject, operations.break_glass, operations.abandon):
+        with pytest.raises(InputError, match=r"has no version '9'. Its versions: 1 \(SOAKING\)"):
+            act(MODEL, "9", **person)
+    with pytest.raises(InputError, match="does not know model"):
+        operations.rollback("typo", **person)
+    with pytest.raises(IllegalMoveError, match="is SOAKING: it is neither being promoted nor being rolled back"):
+        operations.abandon(MODEL, version, **person)
+
+
+def test_a_ledger_that_was_wiped_is_no_mistyped_name(office: Office, tmp_path: Path) -> None:
+    release_weights(office, tmp_path, "one")
+    engine = open_engine(f"sqlite:///{tmp_path / 'plumbline.db'}")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM release_ledger"))
+    assert not operations.verify(MODEL)["ok"]
