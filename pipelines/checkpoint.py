@@ -20,7 +20,7 @@ from components.report.component import finish, report
 from components.shared.settings import as_parameter
 from pipelines.release import build_release
 from pipelines.settings import RunSettings
-from pipelines.steps import code_version, place
+from pipelines.steps import code_version, pipeline_config, place, places
 
 __all__ = ["PIPELINE_NAME", "build_checkpoint_release", "checkpoint_arguments"]
 
@@ -45,10 +45,14 @@ def build_checkpoint_release(settings: RunSettings) -> Callable[..., Any]:
     Returns:
         A KFP pipeline.
     """
-    light, train = settings.execution.light, settings.execution.train
+    light, train = places(settings)
     release = build_release(light)
 
-    @dsl.pipeline(name=PIPELINE_NAME, description="Judges an offered checkpoint as a candidate, on fresh prompts.")
+    @dsl.pipeline(
+        name=PIPELINE_NAME,
+        description="Judges an offered checkpoint as a candidate, on fresh prompts.",
+        pipeline_config=pipeline_config(settings),
+    )
     def release_checkpoint(
         dataset_uri: str,
         reward_model_uri: str,

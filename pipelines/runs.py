@@ -93,8 +93,7 @@ def run_checkpoint_release(workspace: str, run_id: str, step: int, *, console: C
         raise InputError("it made no decision.", where=f"run {run_id}")
     decision = read_json(read_artifact(artifacts["decision"], "decision").file("decision.json"))
     _require_offered(decision, step, run_id)
-    settings = load_run_settings(str(made_by.settings))
-    settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})
+    settings = load_run_settings(str(made_by.settings)).executed(workspace=workspace, profile="local")
     with root.services():
         live = resolve_champion(settings.model_name)
     champion = (live.uri, live.digest) if live else ("", "")
