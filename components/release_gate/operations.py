@@ -108,7 +108,9 @@ def rollback(model: str, *, actor: str, reason: str, version: str | None = None)
 
 def drill(model: str, *, actor: str) -> dict[str, Any]:
     """Promotes and rolls back on a scratch model beside `model`, and measures it (see `release_gate.drill`)."""
-    return run_drill(model, actor=actor)
+    opened = office.open_office()
+    _require_known(opened, model)
+    return run_drill(model, actor=actor, office=opened)
 
 
 def abandon(model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Registry:
             model: Registered model.
             version: Its version.
             folder: What to keep.
-            place: Path below the version's run, such as `dossiers/<binding>`.
+            place: Path below the version's run, such as `dossiers/<binding>/<criteria>`.
         """
         run_id = self._run_of(model, version)
         _patiently(lambda: self._client.log_artifacts(run_id, str(folder), place))

@@ -125,6 +125,8 @@ def test_a_mistyped_model_or_version_is_told_from_one_that_is_there(office: Offi
             act(MODEL, "9", **person)
     with pytest.raises(InputError, match="does not know model"):
         operations.rollback("typo", **person)
+    with pytest.raises(InputError, match="does not know model"):
+        operations.drill("typo", actor="alice")
     with pytest.raises(IllegalMoveError, match="is SOAKING: it is neither being promoted nor being rolled back"):
         operations.abandon(MODEL, version, **person)
 
