@@ -112,7 +112,7 @@ def test_resources_and_images_come_from_the_settings(tmp_path: Path) -> None:
     container = spec["deploymentSpec"]["executors"][executor]["container"]
     assert container["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
     assert container["resources"]["resourceMemoryLimit"] == "96Gi"
-    assert container["image"].startswith("plumbline/train:")
+    assert container["image"].startswith("plumbline-train:")
     assert tasks["ppo"]["retryPolicy"]["maxRetryCount"] == 2
     assert "pip install" not in " ".join(container["command"])
 
