@@ -6,6 +6,10 @@
 An outcome enters once its prompt has all its votes, in the order in which that happened: a prompt's mean must not
 change after somebody has looked at it. Bounds come from the betting confidence sequence, which stays valid when people
 look and stop early; it needs the one outcome a prompt.
+
+People's pairs are handed out until they have all their votes from raters who count; an outcome is then the mean of the
+first `votes_per_prompt` of them. A panel's pairs are asked about once: there what counts of the votes is taken. Votes
+that a release manager asked for later, because raters disagreed (adjudication), are reported and enter no outcome.
 """
 
 from __future__ import annotations
@@ -25,7 +29,13 @@ from components.human_eval.rater_quality import (
     preferred,
     rate_raters,
 )
-from components.human_eval.rater_statistics import agreement_statistics, find_drift, review_queue
+from components.human_eval.rater_statistics import (
+    adjudicated_items,
+    agreement_statistics,
+    find_drift,
+    review_queue,
+)
+from components.human_eval.settings import PEOPLE
 from components.shared.statistics import (
     betting_confidence_sequence,
     betting_p_value,
@@ -92,16 +102,19 @@ def weigh_evidence(batch: Batch, judgements: Sequence[Judgement], *, seed: int) 
     items = {item.item_id: item for item in batch.items}
     effective = effective_judgements(judgements)
     raters = rate_raters(effective, settings)
-    votes = [judgement for judgement in effective if judgement.kind == "vote"]
+    asked = [judgement for judgement in effective if judgement.kind == "vote"]
+    votes = [vote for vote in asked if vote.adjudication is None]
     counted = [vote for vote in votes if raters[vote.rater].counted]
-    outcomes = _outcomes(batch.items, votes, counted, needed=settings.votes_per_prompt)
+    places = _first_votes(counted, needed=settings.votes_per_prompt) if settings.panel == PEOPLE else votes
+    deciding = places if settings.panel == PEOPLE else counted
+    outcomes = _outcomes(batch.items, places, deciding, needed=settings.votes_per_prompt)
     names = dict.fromkeys(item.comparison for item in batch.items if item.kind != "gold")
     by_comparison = {name: [one for one in outcomes if one.item.comparison == name] for name in names}
     alpha, raw_agreement = agreement(counted, items)
     statistics = {
         "batch_id": batch.batch_id,
         "rater_kinds": sorted({judgement.rater_kind for judgement in judgements}),
-        "complete": _is_complete(batch.items, votes, needed=settings.votes_per_prompt),
+        "complete": _is_complete(batch.items, places, needed=settings.votes_per_prompt),
         "comparisons": {
             name: _comparison(found, alpha=settings.alpha, seed=seed)
             | {"rubric": _rubric([vote for vote in counted if items[vote.item_id].comparison == name])}
@@ -115,8 +128,15 @@ def weigh_evidence(batch: Batch, judgements: Sequence[Judgement], *, seed: int) 
         "agreement": agreement_statistics(counted, items),
         "drift": find_drift(effective, items, alpha=settings.alpha),
         "review_queue": review_queue(counted, items),
+        "adjudication": adjudicated_items([vote for vote in asked if vote.adjudication is not None], counted, items),
     }
     return Evidence(outcomes, statistics)
+
+
+def _first_votes(counted: Sequence[Judgement], *, needed: int) -> list[Judgement]:
+    """The first `needed` votes on each pair: what comes later changes no outcome that somebody has seen."""
+    found = _votes_by_item(sorted(counted, key=lambda vote: (vote.created_at, vote.judgement_id)))
+    return [vote for of_item in found.values() for vote in of_item[:needed]]
 
 
 def _votes_by_item(votes: Iterable[Judgement]) -> dict[str, list[Judgement]]:

@@ -26,7 +26,7 @@ from components.shared.statistics import (
     pairwise_agreement,
 )
 
-__all__ = ["agreement_statistics", "find_drift", "review_queue"]
+__all__ = ["adjudicated_items", "agreement_statistics", "find_drift", "review_queue"]
 
 _LOW_AGREEMENT = 0.5
 """Share of the pairs of votes on an item that agree, below which it is looked at again: two against one has 1/3."""
@@ -119,6 +119,46 @@ def review_queue(votes: Iterable[Judgement], items: Mapping[str, Item]) -> list[
         }
         for agreement, _, _, item_id, counts in sorted(low, key=lambda entry: entry[:4])[:_LONGEST_QUEUE]
     ]
+
+
+def adjudicated_items(
+    adjudicated: Iterable[Judgement], votes: Iterable[Judgement], items: Mapping[str, Item]
+) -> list[dict[str, Any]]:
+    """What further raters said about items on which the first ones disagreed. Reported; no outcome reads it.
+
+    Args:
+        adjudicated: Votes that a release manager asked for.
+        votes: Counted votes.
+        items: By id.
+
+    Returns:
+        By item, in the order of ids: the first raters' votes, the further ones', and what most of all say; None if no
+        choice has more votes than every other.
+    """
+    first, further = _by_item(votes, items), _by_item(adjudicated, items)
+    return [
+        {
+            "item_id": item_id,
+            "comparison": items[item_id].comparison,
+            "prompt_id": items[item_id].record.id,
+            "slice": items[item_id].record.slice,
+            "votes": _counts(first.get(item_id, [])),
+            "adjudicated": _counts(unit),
+            "majority": _majority([*first.get(item_id, []), *unit]),
+        }
+        for item_id, unit in sorted(further.items())
+    ]
+
+
+def _counts(votes: Iterable[Judgement]) -> dict[str, int]:
+    return dict(sorted(Counter(preferred(vote) for vote in votes).items()))
+
+
+def _majority(votes: Iterable[Judgement]) -> str | None:
+    ranked = Counter(preferred(vote) for vote in votes).most_common(2)
+    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        return None
+    return ranked[0][0]
 
 
 def _by_item(votes: Iterable[Judgement], items: Mapping[str, Item]) -> dict[str, list[Judgement]]:

@@ -152,6 +152,7 @@ def _judgement_json(judgement: Judgement, item: Item) -> dict[str, Any]:
         "rationale": judgement.rationale,
         "rubric": judgement.rubric,
         "supersedes": judgement.supersedes,
+        "adjudication": judgement.adjudication,
     }
 
 

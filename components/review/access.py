@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from components.human_eval.desk import RatingDesk
+from components.human_eval.supervision import Supervision
 from components.review.metrics import Metrics
 from components.review.people import HeaderLogin, LocalLogin, Role, User, pseudonym
 from components.review.protection import FormTokens, is_foreign
@@ -67,6 +68,11 @@ class Review:
     tokens: FormTokens
     metrics: Metrics
     secret: str = field(repr=False)
+
+    @property
+    def supervision(self) -> Supervision:
+        """What release managers see of batches, and do about them."""
+        return Supervision(self.desk.books)
 
     def pseudonym_of(self, login: str) -> str:
         """The name under which a login judges."""

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from components.human_eval.database import Closure
 from components.human_eval.settings import PEOPLE
+from components.human_eval.supervision import BatchReport
 from components.review.access import Manager, Reader, Review, ReviewOf
 from components.review.exchange import LABEL_STUDIO_CONFIG, Format, ImportReport, export_batch, import_labels
 from components.review.pages import redirect, render
@@ -37,6 +38,53 @@ def close(batch_id: str, given: Closing, user: Manager, review: ReviewOf) -> Clo
     return review.desk.database.close(batch_id, actor=user.login, reason=given.reason)
 
 
+class Returned(Closing):
+    """Which skipped item is given back to those who skipped it, and why."""
+
+    item_id: str
+
+
+class Dismissal(Closing):
+    """Whose votes are set aside, and why."""
+
+    rater: str
+
+
+class Adjudication(Closing):
+    """Which items of the review queue go to how many further raters, and why."""
+
+    item_ids: list[str] = Field(min_length=1, max_length=100)
+    votes: int = Field(default=2, ge=1, le=9)
+
+
+@api.get("/batches/{batch_id}/report")
+def report(batch_id: str, user: Reader, review: ReviewOf) -> BatchReport:
+    """What the batch waits for, its raters, and the items on which they disagree."""
+    return review.supervision.report(batch_id)
+
+
+@api.post("/batches/{batch_id}/return-skip")
+def return_skip(batch_id: str, given: Returned, user: Manager, review: ReviewOf) -> BatchReport:
+    """Gives a skipped item back to those who skipped it."""
+    review.supervision.return_skip(batch_id, given.item_id, actor=user.login, reason=given.reason)
+    return review.supervision.report(batch_id)
+
+
+@api.post("/batches/{batch_id}/dismiss")
+def dismiss(batch_id: str, given: Dismissal, user: Manager, review: ReviewOf) -> BatchReport:
+    """Sets the votes of a rater aside who owes checks and is gone."""
+    review.supervision.dismiss(batch_id, given.rater, actor=user.login, reason=given.reason)
+    return review.supervision.report(batch_id)
+
+
+@api.post("/batches/{batch_id}/adjudicate")
+def adjudicate(batch_id: str, given: Adjudication, user: Manager, review: ReviewOf) -> BatchReport:
+    """Sends items on which raters disagree to further raters."""
+    wanted = given.item_ids, given.votes
+    review.supervision.adjudicate(batch_id, wanted[0], votes=wanted[1], actor=user.login, reason=given.reason)
+    return review.supervision.report(batch_id)
+
+
 @api.get("/batches/{batch_id}/export")
 def export(batch_id: str, user: Manager, review: ReviewOf, tool: Annotated[Format, Query(alias="format")]) -> Response:
     """The batch's items, blind, for Label Studio or Argilla."""
@@ -61,6 +109,55 @@ def import_(batch_id: str, content: list[dict[str, Any]], user: Manager, review:
 def batches(request: Request, user: Reader, review: ReviewOf) -> Response:
     """Every batch for people."""
     return _show(request, review)
+
+
+@pages.get("/batches/{batch_id}")
+def batch(request: Request, batch_id: str, user: Reader, review: ReviewOf) -> Response:
+    """One batch: what it waits for, its raters, the items on which they disagree."""
+    return render(request, "manage_batch.html", report=review.supervision.report(batch_id))
+
+
+@pages.post("/batches/{batch_id}/return-skip")
+def return_skip_form(
+    request: Request,
+    batch_id: str,
+    user: Manager,
+    review: ReviewOf,
+    item_id: Annotated[str, Form()] = "",
+    reason: Annotated[str, Form()] = "",
+) -> Response:
+    """Gives a skipped item back."""
+    review.supervision.return_skip(batch_id, item_id, actor=user.login, reason=reason)
+    return redirect(request, f"/batches/{batch_id}")
+
+
+@pages.post("/batches/{batch_id}/dismiss")
+def dismiss_form(
+    request: Request,
+    batch_id: str,
+    user: Manager,
+    review: ReviewOf,
+    rater: Annotated[str, Form()] = "",
+    reason: Annotated[str, Form()] = "",
+) -> Response:
+    """Sets a rater's votes aside."""
+    review.supervision.dismiss(batch_id, rater, actor=user.login, reason=reason)
+    return redirect(request, f"/batches/{batch_id}")
+
+
+@pages.post("/batches/{batch_id}/adjudicate")
+def adjudicate_form(
+    request: Request,
+    batch_id: str,
+    user: Manager,
+    review: ReviewOf,
+    item_ids: Annotated[list[str] | None, Form()] = None,
+    votes: Annotated[int, Form()] = 2,
+    reason: Annotated[str, Form()] = "",
+) -> Response:
+    """Sends items to further raters."""
+    review.supervision.adjudicate(batch_id, item_ids or [], votes=votes, actor=user.login, reason=reason)
+    return redirect(request, f"/batches/{batch_id}")
 
 
 @pages.post("/batches/{batch_id}/close")

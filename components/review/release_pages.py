@@ -21,6 +21,7 @@ __all__ = ["inline_safe", "router"]
 router = APIRouter(include_in_schema=False)
 
 _DECLARATION = re.compile(r' style="([^"]*)"')
+_QUEUE_SHOWN = 20
 _FONT = re.compile(r"(?P<size>[\d.]+)px")
 
 
@@ -92,6 +93,10 @@ def _parts(view: ReleaseView) -> dict[str, Any]:
         "safety": _safety(statistics.get("safety") or {}),
         "raters": _raters(statistics.get("raters") or {}),
         "history": _history(view),
+        "queue": _queue(statistics.get("review_queue") or []),
+        "queue_length": len(statistics.get("review_queue") or []),
+        "adjudicated": _adjudicated(statistics.get("adjudication") or []),
+        "batch_id": statistics.get("batch_id") if "human" in (statistics.get("rater_kinds") or []) else None,
         "agreement": figures(
             [
                 ("Raw agreement", statistics.get("raw_agreement"), "of two votes on one pair"),
@@ -191,6 +196,28 @@ def _raters(raters: dict[str, Any]) -> Markup:
         for name, row in raters.items()
     ]
     return table(["rater", "votes", "gold right", "gold", "repeats agree", "repeats", "counted"], rows, digits=2)
+
+
+def _queue(queue: list[dict[str, Any]]) -> Markup | None:
+    rows = [
+        [_words(row["comparison"]), row["slice"], row["prompt_id"], _said(row["votes"]), row["agreement"]]
+        for row in queue[:_QUEUE_SHOWN]
+    ]
+    headers = ["comparison", "slice", "prompt", "votes", "agreement"]
+    return table(headers, rows, digits=2, caption="Raters disagree most on these") if rows else None
+
+
+def _adjudicated(items: list[dict[str, Any]]) -> Markup | None:
+    rows = [
+        [_words(row["comparison"]), row["prompt_id"], _said(row["votes"]), _said(row["adjudicated"]), row["majority"]]
+        for row in items
+    ]
+    headers = ["comparison", "prompt", "votes", "further raters", "most say"]
+    return table(headers, rows, caption="Adjudicated: reported, and no part of any outcome") if rows else None
+
+
+def _said(votes: dict[str, int]) -> str:
+    return ", ".join(f"{n} {_words(choice)}" for choice, n in votes.items())
 
 
 def _history(view: ReleaseView) -> Markup:

@@ -22,9 +22,11 @@ STATISTICS = {"batch_id", "rater_kinds", "complete", "comparisons", "safety", "r
     "agreement",
     "drift",
     "review_queue",
+    "adjudication",
 }
 COMPARISON = {"win_rate", "n_prompts", "n_votes", "lower", "upper", "ci95", "length_controlled", "slices", "rubric"}
 JUDGEMENT = {
+    "adjudication",
     *("judgement_id", "item_id", "comparison", "prompt_id", "slice", "rater", "rater_kind", "shown_a", "shown_b"),
     *("choice", "flags_a", "flags_b", "kind", "created_at", "rationale", "rubric"),
 }

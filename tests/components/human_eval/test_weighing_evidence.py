@@ -74,7 +74,32 @@ def test_raters_who_fail_gold_items_or_have_judged_too_few_do_not_count() -> Non
     raters = evidence.statistics["raters"]
     assert {name for name, rater in raters.items() if rater["counted"]} == {"good"}
     assert raters["careless"]["gold_accuracy"] == pytest.approx(0.7)
-    assert [(outcome.value, outcome.n_votes) for outcome in evidence.outcomes] == [(1.0, 1)]
+    assert evidence.outcomes == []
+    assert evidence.statistics["complete"] is False
+    of_a_panel = _weigh(items, votes + gold, votes_per_prompt=3, gold_items=10, gold_min_count=5, panel="some:panel")
+    assert [(outcome.value, outcome.n_votes) for outcome in of_a_panel.outcomes] == [(1.0, 1)]
+
+
+def test_a_pair_of_peoples_is_complete_with_enough_votes_that_count_and_later_ones_change_nothing() -> None:
+    items = [make_item(0), *(make_gold_item(number) for number in range(2))]
+    votes = [make_judgement("item-0", rater, "first", created_at=f"{n}") for n, rater in enumerate(("ann", "bob"))]
+    late = make_judgement("item-0", "late", "second", created_at="9")
+    gold = [make_judgement(f"gold-{n}", r, "first", kind="gold") for n in range(2) for r in ("ann", "bob", "late")]
+    for given in (votes, [*votes, late]):
+        evidence = _weigh(items, given + gold, votes_per_prompt=2, gold_items=2, gold_min_count=2)
+        assert [(outcome.value, outcome.n_votes) for outcome in evidence.outcomes] == [(1.0, 2)]
+        assert evidence.statistics["complete"] is True
+
+
+def test_adjudicated_votes_are_reported_and_enter_no_outcome() -> None:
+    votes = [make_judgement("item-0", "ann", "first"), make_judgement("item-0", "bob", "second")]
+    further = [make_judgement("item-0", rater, "second", adjudication="why") for rater in ("cleo", "dan")]
+    before = _weigh([make_item(0)], votes, votes_per_prompt=2)
+    after = _weigh([make_item(0)], votes + further, votes_per_prompt=2)
+    assert after.outcomes == before.outcomes
+    (found,) = after.statistics["adjudication"]
+    assert (found["votes"], found["adjudicated"]) == ({"first": 1, "second": 1}, {"second": 2})
+    assert found["majority"] == "second"
 
 
 def test_without_a_rater_that_counts_there_is_no_evidence() -> None:
