@@ -261,7 +261,8 @@ def drill(model: str, actor: str | None, workspace: str, as_json: bool) -> None:
 @_as_json
 def approve(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
     """Approve VERSION of MODEL; with the last approval that the policy asks for, it is promoted."""
-    result = _with_gate(workspace, lambda gate: gate.approve(model, version, actor=_who(actor), reason=reason))
+    who = {"actor": _who(actor), "pseudonym": _pseudonym(_who(actor), workspace)}
+    result = _with_gate(workspace, lambda gate: gate.approve(model, version, **who, reason=reason))
     _tell(result, as_json)
 
 
@@ -432,6 +433,16 @@ def _with_gate(workspace: str, action: Callable[[Any], Any]) -> Any:
         from components.release_gate import operations
 
         return action(operations)
+
+
+def _pseudonym(login: str, workspace: str) -> str | None:
+    """The name under which somebody would have rated; None where the review service's key is not at hand."""
+    from components.shared.pseudonyms import PSEUDONYM_KEY, pseudonym
+    from pipelines.workspace import Workspace
+
+    file = Workspace(workspace).state / "review-secret"
+    key = os.environ.get(PSEUDONYM_KEY) or (file.read_text().strip() if file.is_file() else "")
+    return pseudonym(login, key) if key else None
 
 
 def _who(actor: str | None) -> str:

@@ -5,8 +5,8 @@
           0-1 closure                           0-n intervention (a release manager's: on an item, or on a rater)
 
 Triggers refuse updates and deletions. Every id is derived from what the row is about, so that a step that runs again,
-or a request that arrives twice, finds its own row and adds nothing. One table is no evidence and may change: the
-drafts, which keep what a rater has begun to write until it is sent.
+or a request that arrives twice, finds its own row and adds nothing. What is no evidence may change: the
+drafts, which keep what a rater has begun to write until it is sent, and what the service remembers of sign-ins.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ __all__ = [
     "CHOICES",
     "DRAFTS",
     "INTERVENTIONS",
+    "SIGN_IN",
     "TABLES",
     "VERSION_TABLE",
     "BatchRow",
     "ClosureRow",
     "DraftRow",
+    "EndedSessionRow",
     "EvidenceBase",
     "InterventionRow",
     "ItemRow",
     "JudgementRow",
     "LeaseRow",
+    "LinkRow",
     "PracticeRow",
     "SkipRow",
 ]
@@ -212,10 +215,32 @@ class DraftRow(EvidenceBase):
     saved_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
 
 
+class LinkRow(EvidenceBase):
+    """A one-time link with which somebody signs in to the review service; marked once it was used. No evidence."""
+
+    __tablename__ = "review_links"
+
+    token_hash: Mapped[str] = mapped_column(String(64), primary_key=True, doc="sha256 of the token, never the token.")
+    login: Mapped[str] = mapped_column(String(255))
+    issued_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+    used_at: Mapped[str | None] = mapped_column(String(40), doc="UTC, ISO 8601.")
+
+
+class EndedSessionRow(EvidenceBase):
+    """A sign-in that was ended before its cookie runs out. No evidence."""
+
+    __tablename__ = "review_ended_sessions"
+
+    session: Mapped[str] = mapped_column(String(64), primary_key=True)
+    ended_at: Mapped[str] = mapped_column(String(40), index=True, doc="UTC, ISO 8601.")
+
+
 TABLES = tuple(
     row.__tablename__
     for row in (BatchRow, ItemRow, JudgementRow, LeaseRow, SkipRow, PracticeRow, ClosureRow, InterventionRow)
 )
 """What is append-only."""
+
+SIGN_IN = (LinkRow.__tablename__, EndedSessionRow.__tablename__)
 
 DRAFTS = DraftRow.__tablename__

@@ -13,6 +13,7 @@ from components.release_gate.entries import Entry, LedgerView, Move
 from components.release_gate.office import Office, open_office
 from components.release_gate.states import Event, State, next_state
 from components.shared.errors import PlumblineError
+from components.shared.pseudonyms import PSEUDONYM_KEY
 
 __all__ = ["ApprovalError", "approvals", "approve", "lapse", "reject", "require_person"]
 
@@ -22,7 +23,14 @@ class ApprovalError(PlumblineError):
 
 
 def approve(
-    model: str, version: str, actor: str, reason: str, *, binding: str | None = None, office: Office | None = None
+    model: str,
+    version: str,
+    actor: str,
+    reason: str,
+    *,
+    binding: str | None = None,
+    pseudonym: str | None = None,
+    office: Office | None = None,
 ) -> State:
     """Approves a release.
 
@@ -32,13 +40,14 @@ def approve(
         actor: Who approves.
         reason: Why.
         binding: Of the verdict that the actor looked at; None approves the latest one.
+        pseudonym: The name under which the actor would judge pairs; None if it is not known.
 
     Returns:
         The state after it: APPROVED when it was the last approval needed.
 
     Raises:
-        ApprovalError: The actor asked for the release, looked at another verdict, or the verdict has expired or been
-            superseded.
+        ApprovalError: The actor asked for the release, rated its evidence, looked at another verdict, or the verdict
+            has expired or been superseded.
         IllegalMoveError: The version does not await approval.
     """
     office = office or open_office()
@@ -65,6 +74,7 @@ def approve(
                 where=f"{model} version {version}",
                 hint="Ask somebody else.",
             )
+        _require_no_rater(asked, actor, pseudonym, where=f"{model} version {version}")
         details = {"binding": asked.data["binding"]}
         moves = [Move(version, Event.APPROVE, actor, reason, asked.evidence_digests, details)]
         return moves + _clear_if_enough(version, asked, [*given, actor])
@@ -134,6 +144,25 @@ def _verdict(view: LedgerView, version: str) -> Entry:
     if entry is None:
         raise ApprovalError("has no verdict that could be acted on.", where=f"{view.model} version {version}")
     return entry
+
+
+def _require_no_rater(asked: Entry, actor: str, pseudonym: str | None, *, where: str) -> None:
+    """Separation of duties: who judged the pairs does not approve the release, unless the policy says so."""
+    raters = asked.data.get("raters", [])
+    if not raters:
+        return
+    if pseudonym is None:
+        raise ApprovalError(
+            f"it cannot be told whether {actor} rated the evidence, and who did may not approve it.",
+            where=where,
+            hint=f"Approve on the release's page, or set {PSEUDONYM_KEY} to the review service's.",
+        )
+    if pseudonym in raters:
+        raise ApprovalError(
+            f"{actor} rated the evidence of this release and cannot approve it too.",
+            where=where,
+            hint="Ask somebody who did not rate; or let the policy say release.raters_may_approve.",
+        )
 
 
 def _same_person(actor: str, others: list[str]) -> bool:

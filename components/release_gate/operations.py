@@ -60,7 +60,15 @@ def repair(model: str) -> dict[str, Any]:
     return {"changed": office.repair(model, office=opened)}
 
 
-def approve(model: str, version: str, *, actor: str, reason: str, binding: str | None = None) -> dict[str, Any]:
+def approve(
+    model: str,
+    version: str,
+    *,
+    actor: str,
+    reason: str,
+    binding: str | None = None,
+    pseudonym: str | None = None,
+) -> dict[str, Any]:
     """Approves a release; with the last approval that its policy asks for, it is promoted.
 
     Args:
@@ -69,10 +77,11 @@ def approve(model: str, version: str, *, actor: str, reason: str, binding: str |
         actor: Who approves.
         reason: Why.
         binding: Of the verdict that the actor looked at; another one by now is an error.
+        pseudonym: The name under which the actor would judge pairs: who rated the evidence does not approve it.
     """
     opened = office.open_office()
     _require_known(opened, model, version)
-    approvals.approve(model, version, actor, reason, binding=binding, office=opened)
+    approvals.approve(model, version, actor, reason, binding=binding, pseudonym=pseudonym, office=opened)
     return _as_dict(promotion.promote(model, version, actor, office=opened))
 
 

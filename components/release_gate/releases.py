@@ -71,6 +71,7 @@ class JudgedRelease:
         criteria: Digest of all criteria, with their numbers; so the ledger vouches for what the release page shows.
         baseline: Digest of what the model had to be compared with; "" where it is not known.
         seed: Of the bootstrap; with the baseline all that an audit needs beside the evidence.
+        raters: Pseudonyms of the people whose judgements it rests on, as far as the review service knows who they are.
     """
 
     verdict: Verdict
@@ -81,6 +82,7 @@ class JudgedRelease:
     criteria: str = ""
     baseline: str = ""
     seed: int = 0
+    raters: tuple[str, ...] = ()
 
     @property
     def binding(self) -> str:
@@ -184,6 +186,7 @@ def _move(version: str, event: Event, judged: JudgedRelease) -> Move:
         "baseline": judged.baseline,
         "seed": judged.seed,
         "run": pipeline_run(),
+        "raters": [] if judged.policy.release.raters_may_approve else list(judged.raters),
     }
     return Move(version, event, judged.actor, judged.reason, dict(judged.digests), details)
 

@@ -40,6 +40,7 @@ from components.release_gate.verdict import Judgement, Verdict, decide
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of, read_json, write_json
+from components.shared.pseudonyms import is_pseudonym
 from components.shared.tracking import pipeline_run, stage_run
 
 __all__ = ["ACTOR_VARIABLE", "run_gate", "run_keep_champion", "run_promote", "run_rollback"]
@@ -158,6 +159,7 @@ def run_gate(
             digest_of(found),
             baseline=subject.baseline or "",
             seed=seed,
+            raters=_people(case),
         )
         version, state = _record(office, model_name, subject, judged)
         if not case.live:
@@ -419,6 +421,13 @@ def _offer(case: Case, judgement: Judgement) -> Offer | None:
     if case.live or judgement.verdict not in (Verdict.BLOCK, Verdict.HOLD):
         return None
     return offer_checkpoint(case, judgement.criteria, run=pipeline_run())
+
+
+def _people(case: Case) -> tuple[str, ...]:
+    """Pseudonyms that the review service made of people's logins; other names cannot be traced to an approver."""
+    rows = case.human.tables.get("judgements.jsonl") or []
+    found = {str(row.get("rater")) for row in rows if row.get("rater_kind") == "human"}
+    return tuple(sorted(rater for rater in found if is_pseudonym(rater)))
 
 
 def _divergence(case: Case) -> dict[str, Any]:

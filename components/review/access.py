@@ -11,11 +11,13 @@ from fastapi import Depends, Request
 from components.human_eval.desk import RatingDesk
 from components.human_eval.supervision import Supervision
 from components.review.metrics import Metrics
-from components.review.people import HeaderLogin, LocalLogin, Role, User, pseudonym
+from components.review.people import HeaderLogin, LocalLogin, Role, User
 from components.review.protection import FormTokens, is_foreign
+from components.review.readiness import Readiness
 from components.review.releases import ReleaseBoard
 from components.review.settings import ReviewSettings
 from components.shared.errors import PlumblineError
+from components.shared.pseudonyms import pseudonym
 
 __all__ = [
     "FORM_TOKEN",
@@ -58,6 +60,7 @@ class Review:
         login: How people sign in.
         tokens: What forms carry.
         metrics: What is counted.
+        readiness: Asks database and MLflow.
         secret: Keys the pseudonyms.
     """
 
@@ -67,6 +70,7 @@ class Review:
     login: HeaderLogin | LocalLogin
     tokens: FormTokens
     metrics: Metrics
+    readiness: Readiness
     secret: str = field(repr=False)
 
     @property

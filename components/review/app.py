@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Form, Request
-from sqlalchemy import text
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from components.human_eval.database import EvidenceDatabase, open_database
 from components.human_eval.desk import RatingDesk
-from components.release_gate.office import open_office
 from components.review import batch_admin, rater_api, rater_pages, release_api, release_pages
 from components.review.access import AnyUser, Review, ReviewOf
 from components.review.faults import handle_faults
@@ -26,10 +24,11 @@ from components.review.metrics import CONTENT_TYPE, Metrics
 from components.review.pages import STATIC, redirect, render
 from components.review.people import SESSION_COOKIE, LocalLogin, Role, make_login
 from components.review.protection import FormTokens, Protection
+from components.review.readiness import Readiness
 from components.review.releases import ReleaseBoard
 from components.review.settings import SECRET_VARIABLE, ReviewSettings
 from components.shared import report
-from components.shared.errors import InputError, PlumblineError
+from components.shared.errors import InputError
 
 __all__ = ["create_app"]
 
@@ -65,9 +64,10 @@ def create_app(settings: ReviewSettings, *, secret: str, database: EvidenceDatab
         settings=settings,
         desk=desk,
         board=ReleaseBoard(),
-        login=make_login(settings, secret),
+        login=make_login(settings, secret, desk.database),
         tokens=FormTokens(secret, hours=settings.session_hours),
         metrics=metrics,
+        readiness=Readiness(desk.database),
         secret=secret,
     )
     for router in (rater_api.router, release_api.router, batch_admin.api, rater_pages.router, release_pages.router):
@@ -139,15 +139,10 @@ def healthz() -> PlainTextResponse:
 
 @site.get("/readyz")
 def readyz(review: ReviewOf) -> JSONResponse:
-    """The database, the ledger and the registry answer."""
-    faults = {}
-    try:
-        with review.desk.database.transaction() as connection:
-            connection.execute(text("SELECT 1"))
-        open_office().ledger.models()
-    except PlumblineError as error:
-        _logger.warning("Not ready: %s", error)
-        faults["reason"] = error.problem
+    """The database and MLflow answer; which does not is said."""
+    faults = review.readiness.faults()
+    if faults:
+        _logger.warning("Not ready: %s", "; ".join(f"{name}: {fault}" for name, fault in faults.items()))
     return JSONResponse({"ready": not faults, **faults}, status_code=503 if faults else 200)
 
 

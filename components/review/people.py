@@ -6,12 +6,8 @@ the key nobody can say who `rater-k3v9...` is, nor compute it from a list of nam
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import ipaddress
 import secrets
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,10 +15,13 @@ from typing import Protocol
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
+from components.human_eval.database import EvidenceDatabase
 from components.human_eval.rating import RaterKind
 from components.review.settings import EVERYBODY, ReviewSettings
+from components.review.sign_ins import SignIns
+from components.shared.pseudonyms import pseudonym
 
-__all__ = ["SESSION_COOKIE", "HeaderLogin", "LocalLogin", "Login", "Role", "User", "make_login", "pseudonym"]
+__all__ = ["SESSION_COOKIE", "HeaderLogin", "LocalLogin", "Login", "Role", "User", "make_login"]
 
 SESSION_COOKIE = "plumbline_session"
 
@@ -66,16 +65,11 @@ class Login(Protocol):
         ...
 
 
-def pseudonym(login: str, secret: str) -> str:
-    """The name under which a login judges: a keyed hash (HMAC-SHA256, 80 bits of it)."""
-    key = hashlib.sha256(b"plumbline pseudonym\x00" + secret.encode()).digest()
-    digest = hmac.new(key, login.strip().casefold().encode(), hashlib.sha256).digest()
-    return "rater-" + base64.b32encode(digest[:10]).decode().lower()
-
-
-def make_login(settings: ReviewSettings, secret: str) -> HeaderLogin | LocalLogin:
+def make_login(settings: ReviewSettings, secret: str, database: EvidenceDatabase) -> HeaderLogin | LocalLogin:
     """The way of signing in that the settings ask for."""
-    return HeaderLogin(settings, secret) if settings.login == "header" else LocalLogin(settings, secret)
+    if settings.login == "header":
+        return HeaderLogin(settings, secret)
+    return LocalLogin(settings, secret, SignIns(database, hours=settings.session_hours))
 
 
 class HeaderLogin:
@@ -112,45 +106,42 @@ class HeaderLogin:
 class LocalLogin:
     """One-time tokens that the command prints, exchanged for a signed cookie.
 
+    The cookie says who it is and is good as long as the service keeps its secret; links and sign-outs are in the
+    database. So nobody has to sign in anew when the service is started again.
+
     Args:
         settings: Roles and the length of a session.
         secret: Of the service.
+        sign_ins: Links and ended sessions.
     """
 
-    def __init__(self, settings: ReviewSettings, secret: str) -> None:
+    def __init__(self, settings: ReviewSettings, secret: str, sign_ins: SignIns) -> None:
         self._settings = settings
         self._secret = secret
         self._serializer = URLSafeTimedSerializer(secret, salt="plumbline session")
-        self._tokens: dict[str, str] = {}
-        self._ended: set[str] = set()
-        self._lock = threading.Lock()
+        self._sign_ins = sign_ins
 
     def issue(self, login: str) -> str:
-        """A token with which `login` signs in once."""
-        token = secrets.token_urlsafe(32)
-        with self._lock:
-            self._tokens[_hash(token)] = login
-        return token
+        """A token with which `login` signs in once, within the length of a session."""
+        return self._sign_ins.issue(login)
 
     def exchange(self, token: str) -> str | None:
-        """The session cookie for a token, which is used up by it; None if it is unknown or used."""
-        with self._lock:
-            login = self._tokens.pop(_hash(token), None)
+        """The session cookie for a token, which is used up by it; None if it is unknown, used or too old."""
+        login = self._sign_ins.use(token)
         if login is None:
             return None
         return str(self._serializer.dumps([login, secrets.token_urlsafe(12)]))
 
     def end(self, cookie: str) -> None:
-        """Signs out: the session is not accepted any more by this process."""
+        """Signs out: the session is not accepted any more."""
         found = self._read(cookie)
         if found:
-            with self._lock:
-                self._ended.add(found[1])
+            self._sign_ins.end(found[1])
 
     def identify(self, headers: Mapping[str, str], cookies: Mapping[str, str], peer: str | None) -> User | None:
         """The user of the session cookie."""
         found = self._read(cookies.get(SESSION_COOKIE, ""))
-        if found is None or found[1] in self._ended:
+        if found is None or self._sign_ins.is_ended(found[1]):
             return None
         login, session = found
         return _user(login, [], self._settings, self._secret, session=session)
@@ -170,7 +161,3 @@ def _user(login: str, groups: Iterable[str], settings: ReviewSettings, secret: s
     )
     kind: RaterKind = "simulated" if login in settings.simulated else "ai" if login in settings.ai else "human"
     return User(login, roles, pseudonym(login, secret), kind, session)
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

@@ -52,7 +52,8 @@ def decide(
 ) -> Response:
     """Approves, rejects or rolls back, and shows the release as it is then."""
     if move == "approve":
-        review.board.approve(model, version, actor=user.login, reason=reason, binding=binding)
+        who = {"actor": user.login, "pseudonym": user.pseudonym}
+        review.board.approve(model, version, **who, reason=reason, binding=binding)
     elif move == "reject":
         review.board.reject(model, version, actor=user.login, reason=reason)
     elif move == "rollback":

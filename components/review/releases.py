@@ -131,6 +131,7 @@ class ReleaseView:
         approvals_required: How many have to.
         expires_at: Until when the verdict may be acted on.
         requester: Who asked for the release, and may not approve it.
+        raters: Pseudonyms of those who rated its evidence, and may not approve it.
         moves: What a release manager may do now: `approve`, `reject`, `rollback`.
         predecessor: The version that a rollback restores.
         history: Its entries on the ledger, oldest first.
@@ -145,6 +146,7 @@ class ReleaseView:
     approvals_required: int
     expires_at: str
     requester: str
+    raters: list[str]
     moves: list[str]
     predecessor: str | None
     history: list[dict[str, Any]]
@@ -217,6 +219,7 @@ class ReleaseBoard:
             approvals_required=data.get("approvals_required", 0),
             expires_at=data.get("expires_at", ""),
             requester=view.requester(version),
+            raters=data.get("raters", []),
             moves=_moves(view, version),
             predecessor=view.predecessor(version),
             history=[entry.as_dict() for entry in view.entries if entry.version == version],
@@ -234,10 +237,12 @@ class ReleaseBoard:
         _view(model)
         return operations.verify(model)
 
-    def approve(self, model: str, version: str, *, actor: str, reason: str, binding: str) -> dict[str, Any]:
+    def approve(
+        self, model: str, version: str, *, actor: str, pseudonym: str, reason: str, binding: str
+    ) -> dict[str, Any]:
         """Approves the verdict that the actor looked at; with the last approval needed it goes live."""
         self._require(model, version)
-        return operations.approve(model, version, actor=actor, reason=reason, binding=binding)
+        return operations.approve(model, version, actor=actor, pseudonym=pseudonym, reason=reason, binding=binding)
 
     def reject(self, model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
         """Rejects a release for good."""

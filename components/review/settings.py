@@ -7,11 +7,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from components.shared.pseudonyms import PSEUDONYM_KEY
 from components.shared.settings import StrictModel
 
 __all__ = ["EVERYBODY", "SECRET_VARIABLE", "ReviewSettings", "RoleSettings"]
 
-SECRET_VARIABLE = "PLUMBLINE_REVIEW_SECRET"
+SECRET_VARIABLE = PSEUDONYM_KEY
 """Signs sessions and forms, and keys the pseudonyms: it must stay the same, or raters become strangers."""
 
 EVERYBODY = "*"

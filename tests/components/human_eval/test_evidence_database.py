@@ -16,6 +16,7 @@ from components.human_eval.batch import Batch
 from components.human_eval.database import EvidenceDatabase, judgement_id, open_database
 from components.human_eval.schema import (
     DRAFTS,
+    SIGN_IN,
     TABLES,
     VERSION_TABLE,
     EvidenceBase,
@@ -196,7 +197,7 @@ def test_the_ledger_may_live_in_the_same_database(tmp_path: Path) -> None:
     engine = create_engine(_url(tmp_path))
     METADATA.create_all(engine)
     _open(tmp_path)
-    assert {LEDGER.name, VERSION_TABLE, DRAFTS, *TABLES} == set(inspect(engine).get_table_names())
+    assert {LEDGER.name, VERSION_TABLE, DRAFTS, *SIGN_IN, *TABLES} == set(inspect(engine).get_table_names())
 
 
 def test_many_processes_may_open_a_new_database_and_add_the_same_votes_at_once(tmp_path: Path) -> None:

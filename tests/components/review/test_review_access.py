@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from typing import Any
 
 import pytest
@@ -223,7 +225,57 @@ def test_a_service_whose_registry_is_missing_is_not_ready(database_url: str, mon
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     response = Client(make_service(database_url), None).get("/readyz")
     assert response.status_code == 503
-    assert response.json() == {"ready": False, "reason": "the model registry is not set."}
+    assert response.json() == {"ready": False, "mlflow": "the model registry is not set."}
+
+
+def test_a_tracking_server_that_hangs_is_named_soon_and_is_not_asked_at_every_knock(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        probe, begun = Client(make_service(database_url), None), time.monotonic()
+        answers = [probe.get("/readyz") for _ in range(5)]
+        assert time.monotonic() - begun < 6.0
+    assert {answer.status_code for answer in answers} == {503}
+    assert set(answers[0].json()) == {"ready", "mlflow"}
+
+
+def test_a_service_that_is_started_again_knows_links_cookies_and_sign_outs(database_url: str) -> None:
+    app, login = _local(database_url)
+    unused, used = login.issue("ann"), login.issue("mia")
+    browser = TestClient(app)
+    browser.post("/login", data={"token": used})
+    leaving = TestClient(app)
+    leaving.post("/login", data={"token": login.issue("mia")})
+    gone = leaving.cookies["plumbline_session"]
+    leaving.post("/logout", data={"form_token": leaving.get("/api/v1/me").json()["form_token"]})
+
+    again, _ = _local(database_url)
+    assert TestClient(again, cookies=dict(browser.cookies)).get("/api/v1/me").json()["login"] == "mia"
+    assert TestClient(again, cookies={"plumbline_session": gone}).get("/api/v1/me").status_code == 401
+    assert TestClient(again).post("/login", data={"token": used}).status_code == 403
+    assert TestClient(again).post("/login", data={"token": unused}, follow_redirects=False).status_code == 303
+
+
+def test_a_manager_sees_what_a_batch_waits_for_and_gives_a_skip_back(
+    database: EvidenceDatabase, database_url: str
+) -> None:
+    batch, app = open_batch(database, n_pairs=1), make_service(database_url)
+    ann, mia, ada = Client(app, "ann"), Client(app, "mia"), Client(app, "ada")
+    task = ann.post(f"/api/v1/batches/{batch}/next").json()["task"]
+    ann.post(f"/api/v1/tasks/{task['task_id']}/skip", {})
+    page = mia.get(f"/batches/{batch}").text
+    assert "1 more rater is wanted" in page
+    assert "Give it back" in page
+    assert "Give it back" not in ada.get(f"/batches/{batch}").text
+    item = mia.get(f"/api/v1/batches/{batch}/report").json()["stuck"][0]["item_id"]
+    given = {"item_id": item, "reason": "please"}
+    assert ada.post(f"/api/v1/batches/{batch}/return-skip", given).status_code == 403
+    assert ann.get(f"/api/v1/batches/{batch}/report").status_code == 403
+    assert "Give it back" not in mia.form(f"/batches/{batch}/return-skip", given).text
+    assert ann.post(f"/api/v1/batches/{batch}/next").json()["task"]["task_id"] == task["task_id"]
 
 
 def test_a_page_that_goes_wrong_shows_no_more_than_it_must(

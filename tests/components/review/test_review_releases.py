@@ -11,8 +11,10 @@ from mlflow import MlflowClient
 from release_world import MODEL, judge_release
 from review_world import Client, make_service, token_in
 
+from components.release_gate import operations
 from components.release_gate.office import open_office
 from components.release_gate.states import State
+from components.shared.errors import PlumblineError
 
 
 @pytest.fixture(autouse=True)
@@ -206,3 +208,36 @@ def test_an_auditor_sees_everything_and_gets_no_form(release: str, database_url:
     assert "<textarea" not in page
     assert token_in(mia.get(f"/releases/{MODEL}/{release}").text)
     assert "The first one says why." in page
+
+
+def test_who_rated_the_evidence_does_not_approve_the_release(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mia, moe, _ = _clients(database_url)
+    rater = mia.http.app.state.review.pseudonym_of("mia")  # type: ignore[attr-defined]
+    monkeypatch.setattr("release_world._RATERS", [rater, *(f"rater-{number}" for number in range(3))])
+    version = judge_release(tmp_path / "rated", weights="rated")
+    binding = _release(mia, version)["binding"]
+    path = f"/api/v1/models/{MODEL}/releases/{version}/approve"
+    assert "You rated the evidence" in mia.get(f"/releases/{MODEL}/{version}").text
+    refused = mia.post(path, {"reason": "good", "binding": binding})
+    assert refused.status_code == 409
+    assert "mia rated the evidence of this release" in refused.json()["error"]["problem"]
+    assert moe.post(path, {"reason": "good", "binding": binding}).status_code == 200
+    with pytest.raises(PlumblineError, match="cannot be told whether ada rated"):
+        operations.approve(MODEL, version, actor="ada", reason="from the command line, without the key")
+
+
+def test_a_policy_may_let_raters_approve_and_says_that_it_is_looser(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mia, _, _ = _clients(database_url)
+    rater = mia.http.app.state.review.pseudonym_of("mia")  # type: ignore[attr-defined]
+    monkeypatch.setattr("release_world._RATERS", [rater])
+    policy = tmp_path / "small-team.yaml"
+    policy.write_text("extends: production\nname: small-team\nversion: 1\nrelease: {raters_may_approve: true}\n")
+    version = judge_release(tmp_path / "rated", weights="rated", actor_policy=str(policy))
+    found = _release(mia, version)
+    assert "may approve" in str(found["decision"]["policy"]["looser_than_production"])
+    path = f"/api/v1/models/{MODEL}/releases/{version}/approve"
+    assert mia.post(path, {"reason": "good", "binding": found["binding"]}).status_code == 200
