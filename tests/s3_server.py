@@ -194,11 +194,16 @@ class S3Server:
 
     def start(self) -> None:
         """Starts the servers and waits until they answer."""
+        self._launch(*_BACKENDS)
+        self._wait_until(self._backends_answer)
+        self._launch("proxy")  # without the others it would say of every bucket that there is none
+        self._wait_until(self._proxy_answers)
+
+    def _launch(self, *names: str) -> None:
         with open(self._folder / "log", "ab") as log:
-            for name in (*_BACKENDS, "proxy"):
+            for name in names:
                 command = [_PYTHON, "-c", _LAUNCH, str(self._etc), name, str(Path(__file__).parent)]
                 self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder))
-        self._wait_until_ready()
 
     def kill(self) -> None:
         """Ends the servers at once (SIGKILL), whatever they are at."""
@@ -265,24 +270,27 @@ class S3Server:
         finally:
             probe.unlink()
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until(self, answers: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             if dead := [process.args for process in self._processes if process.poll() is not None]:
                 log = self.log()
                 self.kill()
                 raise RuntimeError(f"{dead} ended; the log's end:\n{log[-3000:]}")
-            if self._answers():
+            if answers():
                 return
             time.sleep(0.1)
         self.kill()
         raise RuntimeError(f"Swift did not start within {_START_SECONDS:.0f} s; the log's end:\n{self.log()[-3000:]}")
 
-    def _answers(self) -> bool:
+    def _backends_answer(self) -> bool:
         for port in self._backends.values():
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 continue
             return False
+        return True
+
+    def _proxy_answers(self) -> bool:
         connection = http.client.HTTPConnection(self._reached_at, self.port, timeout=5)
         try:
             connection.request("GET", "/healthcheck")

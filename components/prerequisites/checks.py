@@ -10,8 +10,8 @@ from pathlib import Path
 from components.shared.artifact_sources import artifact_digest
 from components.shared.checkpoint_storage import check_checkpoint_storage, scratch_root
 from components.shared.errors import InputError, PlumblineError
-from components.shared.object_storage import ObjectPrefix, is_object_storage
 from components.shared.plugins import load_attribute
+from components.shared.storage import is_object_storage, open_storage
 
 __all__ = [
     "check_base_model",
@@ -185,7 +185,7 @@ def check_ledger_anchor() -> str:
             hint="Set it to a folder outside the evidence database, or to s3://bucket/prefix.",
         )
     if is_object_storage(folder):
-        ObjectPrefix(folder).write(".write-check", b"")
+        open_storage(folder, waits=()).write(".write-check", b"")
         return "ledger anchor: writable"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from components.release_gate.entries import GENESIS, Entry
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import canonical_json, read_json, write_json
-from components.shared.object_storage import ObjectPrefix, is_object_storage
+from components.shared.storage import Storage, is_object_storage, open_storage
 
 __all__ = ["ANCHOR_VARIABLE", "Anchor", "LedgerAlteredError", "ObjectAnchor", "check_anchor", "open_anchor"]
 
@@ -42,7 +42,7 @@ def open_anchor() -> Anchor | ObjectAnchor:
             hint="Set it to a folder outside the database or to s3://bucket/prefix, on storage that keeps what is "
             "written.",
         )
-    return ObjectAnchor(ObjectPrefix(place)) if is_object_storage(place) else Anchor(Path(place))
+    return ObjectAnchor(open_storage(place)) if is_object_storage(place) else Anchor(Path(place))
 
 
 def check_anchor(head: tuple[int, str] | None, entries: list[Entry]) -> str | None:
@@ -108,11 +108,11 @@ class ObjectAnchor:
     """The anchored heads below a prefix of object storage: `<model>/<sequence>.json`, one for each append.
 
     Args:
-        prefix: The prefix.
+        storage: What is below the prefix.
     """
 
-    def __init__(self, prefix: ObjectPrefix) -> None:
-        self._prefix = prefix
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
 
     def head(self, model: str) -> tuple[int, str] | None:
         """The latest anchored (sequence, hash) of a model; None if there is none.
@@ -121,11 +121,11 @@ class ObjectAnchor:
             InputError: The object is not an anchor.
             StorageError: Object storage does not answer, or refuses.
         """
-        names = self._prefix.names(f"{model}/")
-        found = self._prefix.read(names[-1]) if names else None
+        names = self._storage.names(f"{model}/")
+        found = self._storage.read(names[-1]) if names else None
         if found is None:
             return None
-        where = f"{self._prefix.uri}/{names[-1]}"
+        where = f"{self._storage.uri}/{names[-1]}"
         try:
             content = json.loads(found.content)
         except ValueError as error:
@@ -141,10 +141,10 @@ class ObjectAnchor:
         """
         name = f"{model}/{head[0]:012d}.json"
         content = canonical_json({"model": model, "sequence": head[0], "hash": head[1]})
-        if not self._prefix.create(name, content.encode()):
+        if not self._storage.create(name, content.encode()):
             raise LedgerAlteredError(
                 f"another hash is anchored for entry {head[0]} than {head[1][:12]}: the ledger has two histories.",
-                where=f"{self._prefix.uri}/{name}",
+                where=f"{self._storage.uri}/{name}",
                 hint="Run `plumbline verify`, and ask who restored the database from a backup.",
             )
 

@@ -1,4 +1,4 @@
-"""Artifacts by address: a folder, or what MLflow can fetch (`runs:/`, `models:/`, `mlflow-artifacts:/`, `s3://`).
+"""Artifacts by address: a folder, `s3://bucket/prefix`, or what MLflow fetches (`runs:/`, `models:/`, ...).
 
 `open_artifact` brings one onto this machine for as long as it is used; `artifact_digest` tells which one it is from its
 manifest alone: a cache key.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from components.shared.artifacts import MANIFEST, Artifact, content_digest, read_artifact
 from components.shared.errors import ArtifactError
-from components.shared.files import read_json
+from components.shared.files import parse_json, read_json
+from components.shared.storage import Storage, is_object_storage, open_storage
 
 __all__ = ["artifact_digest", "fetch", "local_folder", "open_artifact"]
 
@@ -42,8 +44,7 @@ def artifact_digest(uri: str, kind: str) -> str:
     """
     if (folder := local_folder(uri)) is not None:
         return read_artifact(folder, kind).digest
-    with tempfile.TemporaryDirectory(prefix="plumbline-manifest-") as aside:
-        manifest = read_json(fetch(f"{uri.rstrip('/')}/{MANIFEST}", Path(aside)))
+    manifest = _remote_manifest(uri)
     if manifest.get("kind") != kind:
         raise ArtifactError(f"is a {manifest.get('kind')!r} artifact, expected {kind}.", where=uri)
     if content_digest(kind, manifest["files"]) != manifest["digest"]:
@@ -56,7 +57,10 @@ def fetch(uri: str, aside: Path) -> Path:
 
     Raises:
         ArtifactError: It cannot be fetched.
+        StorageError: Object storage cannot be used.
     """
+    if is_object_storage(uri):
+        return _fetch_objects(open_storage(uri), aside)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -66,6 +70,27 @@ def fetch(uri: str, aside: Path) -> Path:
         raise ArtifactError(
             f"cannot be fetched: {error}.", where=uri, hint="Check the address and MLFLOW_TRACKING_URI."
         ) from error
+
+
+def _fetch_objects(storage: Storage, aside: Path) -> Path:
+    names = storage.names()
+    if outside := [name for name in names if ".." in PurePosixPath(name).parts]:
+        raise ArtifactError(f"it names files outside its folder: {outside}.", where=storage.uri)
+    for name in names:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, fault in storage.download({name: aside / name for name in names}).items():
+        raise ArtifactError(f"cannot be fetched: {name} {fault}.", where=storage.uri, hint="Run its stage again.")
+    return aside
+
+
+def _remote_manifest(uri: str) -> dict[str, Any]:
+    if is_object_storage(uri):
+        found = open_storage(uri).read(MANIFEST)
+        if found is None:
+            raise ArtifactError(f"no {MANIFEST} there: not a finished artifact.", where=uri, hint="Check the address.")
+        return parse_json(found.content, where=f"{uri}/{MANIFEST}")
+    with tempfile.TemporaryDirectory(prefix="plumbline-manifest-") as aside:
+        return read_json(fetch(f"{uri.rstrip('/')}/{MANIFEST}", Path(aside)))
 
 
 def local_folder(uri: str) -> Path | None:

@@ -20,16 +20,16 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of, read_json, sha256_file, write_json
 from components.shared.lease import Lease, LeaseLostError
-from components.shared.object_storage import ObjectPrefix, StorageError
+from components.shared.storage import Storage, StorageError, open_storage
 
 __all__ = ["FOLDER", "Published", "check_checkpoint_storage", "published_folder", "scratch_folder", "scratch_root"]
 
@@ -39,12 +39,9 @@ _FILES = "files/"
 _PUBLISHED = "published/"
 _KEPT = 2
 """Publications kept: the newest, and one before it should the newest turn out damaged."""
-_BACKOFF_SECONDS = (1.0, 4.0, 16.0)
-"""Waits between attempts, beyond boto3's own, when storage does not answer."""
 _FAILURES_BORNE = 2
 """Checkpoints in a row that may stay unpublished; the next one stops the training."""
 
-_Answer = TypeVar("_Answer")
 _Files = dict[str, str]
 """sha256 of each file of a folder, by its path in it."""
 
@@ -87,9 +84,9 @@ def published_folder(address: str, scratch: Path) -> Iterator[Published]:
         PlumblineError: Another process trains the run at this moment.
         StorageError: Bucket, right or connection is missing.
     """
-    prefix = ObjectPrefix(address)
-    with Lease(prefix, what="trains this very run") as lease:
-        published = Published(prefix, scratch, lease)
+    storage = open_storage(address)
+    with Lease(storage, what="trains this very run") as lease:
+        published = Published(storage, scratch, lease)
         published.fetch()
         yield published
         published.remove()
@@ -101,11 +98,11 @@ def check_checkpoint_storage(root: str) -> None:
     Raises:
         StorageError: Bucket, right or connection is missing.
     """
-    prefix = ObjectPrefix(root)
+    storage = open_storage(root, waits=())
     name = f"probe-{uuid.uuid4().hex}"
-    prefix.names(name)
-    honoured = prefix.create(name, name.encode()) and not prefix.create(name, b"another")
-    prefix.delete(name)
+    storage.names(name)
+    honoured = storage.create(name, name.encode()) and not storage.create(name, b"another")
+    storage.delete(name)
     if not honoured:
         raise StorageError(
             "the server ignores the condition of a write (If-None-Match); two processes could train a run at once.",
@@ -135,9 +132,9 @@ class Published:
         path: The folder.
     """
 
-    def __init__(self, prefix: ObjectPrefix, scratch: Path, lease: Lease) -> None:
+    def __init__(self, storage: Storage, scratch: Path, lease: Lease) -> None:
         self.path = scratch / FOLDER
-        self._prefix = prefix
+        self._storage = storage
         self._lease = lease
         self._local = _LocalState(scratch / "state.json", self.path)
         self._aside = scratch / "fetched"
@@ -152,10 +149,10 @@ class Published:
 
         A folder that an earlier attempt left on this machine, and that is as new or newer, stays as it is.
         """
-        numbers = _retried(self._numbers, "looking for checkpoints")
+        numbers = self._numbers()
         shutil.rmtree(self._aside, ignore_errors=True)
         if self._local.continues(numbers[0] if numbers else 0):
-            logger.info("%s is as new as the checkpoints in %s, or newer.", self.path, self._prefix.uri)
+            logger.info("%s is as new as the checkpoints in %s, or newer.", self.path, self._storage.uri)
             self._adopt_newest(numbers)
             return
         self._local.forget()
@@ -166,7 +163,7 @@ class Published:
                 break
         else:
             if numbers:
-                logger.warning("%s: no publication is whole; training starts anew.", self._prefix.uri)
+                logger.warning("%s: no publication is whole; training starts anew.", self._storage.uri)
         shutil.rmtree(self._aside, ignore_errors=True)
 
     def _adopt_newest(self, numbers: list[int]) -> None:
@@ -180,7 +177,7 @@ class Published:
         files = self._read(number)
         fault = files if isinstance(files, str) else self._fetch_files(files)
         if fault is not None or isinstance(files, str):
-            where = f"{self._prefix.uri}/{_publication_name(number)}"
+            where = f"{self._storage.uri}/{_publication_name(number)}"
             logger.warning("%s: %s; it is passed over for the one before it.", where, fault)
             return False
         self._move_into_place(files)
@@ -188,12 +185,12 @@ class Published:
         self._publications = [publication]
         self._whole = set(publication.objects)
         self._local.remember(number, files)
-        logger.info("fetched %d files of %s/%s.", len(files), self._prefix.uri, publication.name)
+        logger.info("fetched %d files of %s/%s.", len(files), self._storage.uri, publication.name)
         return True
 
     def _read(self, number: int) -> _Files | str:
         """The files of a publication, or what is wrong with it."""
-        found = _retried(lambda: self._prefix.read(_publication_name(number)), "reading a publication")
+        found = self._storage.read(_publication_name(number))
         try:
             content = json.loads(found.content) if found else {}
             files = {str(path): str(digest) for path, digest in content["files"].items()}
@@ -210,7 +207,7 @@ class Published:
         missing = {digest for digest in files.values() if not (self._aside / digest).exists()}
         wanted = {_FILES + digest: self._aside / f"{digest}.part" for digest in sorted(missing)}
         try:
-            absent = set(_retried(lambda: self._prefix.download(wanted), "fetching a checkpoint"))
+            unusable = self._storage.download(wanted)
         except OSError as error:
             raise PlumblineError(
                 f"cannot write the fetched checkpoint: {error.strerror}.",
@@ -221,8 +218,8 @@ class Published:
         for name, part in wanted.items():
             digest = name.removeprefix(_FILES)
             path = next(path for path, its in files.items() if its == digest)
-            if name in absent:
-                faults.append(f"{path} is missing")
+            if name in unusable:
+                faults.append(f"{path} {unusable[name]}")
             elif sha256_file(part) != digest:
                 faults.append(f"{path} is damaged")
             else:
@@ -244,8 +241,8 @@ class Published:
     def publish(self) -> None:
         """Publishes the folder as it is now.
 
-        Storage that does not answer is asked again for a while. What then could not be published is with the next
-        checkpoint; the third in a row that cannot be stops the training, whose local checkpoint stays.
+        What could not be published is with the next checkpoint; the third in a row that cannot be stops the training,
+        whose local checkpoint stays.
 
         Raises:
             LeaseLostError: Another process has taken the run over.
@@ -255,25 +252,25 @@ class Published:
         self._local.remember(self._newest, files)
         started = time.monotonic()
         try:
-            _retried(lambda: self._publish(files), "publishing a checkpoint")
+            self._publish(files)
         except StorageError as error:
             self._bear(error)
             return
         self._failures = 0
         self._local.remember(self._newest, files)
-        logger.info("published to %s in %.1f s.", self._prefix.uri, time.monotonic() - started)
+        logger.info("published to %s in %.1f s.", self._storage.uri, time.monotonic() - started)
         self._prune()
 
     def _publish(self, files: _Files) -> None:
         self._lease.require()
-        present = set(self._prefix.names(_FILES))
+        present = set(self._storage.names(_FILES))
         missing = {_FILES + digest: self.path / path for path, digest in files.items()}
         missing = {name: path for name, path in missing.items() if name not in self._whole & present}
-        self._prefix.upload(missing)
+        self._storage.upload(missing, {name: name.removeprefix(_FILES) for name in missing})
         self._whole = (self._whole & present) | set(missing)
         self._lease.require()
         number = self._newest + 1
-        while not self._prefix.create(_publication_name(number), _publication_content(files)):
+        while not self._storage.create(_publication_name(number), _publication_content(files)):
             number += 1  # a damaged one, passed over
         self._publications.append(_Publication(number, files))
 
@@ -282,7 +279,7 @@ class Published:
         if self._failures > _FAILURES_BORNE:
             raise PlumblineError(
                 f"{self._failures} checkpoints in a row could not be published; the last because of: {error}",
-                where=self._prefix.uri,
+                where=self._storage.uri,
                 hint=f"Mend that and start again. On this machine training goes on from the newest, in {self.path}.",
             ) from error
         logger.error("a checkpoint is not published, and is kept in %s until the next one: %s", self.path, error)
@@ -293,8 +290,8 @@ class Published:
         names = {each.name for each in self._publications}
         objects = set().union(*(each.objects for each in self._publications))
         try:
-            self._prefix.delete(*(name for name in self._prefix.names(_PUBLISHED) if name not in names))
-            self._prefix.delete(*(name for name in self._prefix.names(_FILES) if name not in objects))
+            self._storage.delete(*(name for name in self._storage.names(_PUBLISHED) if name not in names))
+            self._storage.delete(*(name for name in self._storage.names(_FILES) if name not in objects))
         except StorageError as error:
             logger.warning("old checkpoints could not be removed, trying again at the next one: %s", error)
 
@@ -302,8 +299,8 @@ class Published:
         """Removes every publication: training is over. What cannot be removed is told, and the result stands."""
         try:
             self._lease.require()
-            self._prefix.delete(*self._prefix.names(_PUBLISHED))
-            self._prefix.delete(*self._prefix.names(_FILES))
+            self._storage.delete(*self._storage.names(_PUBLISHED))
+            self._storage.delete(*self._storage.names(_FILES))
         except (StorageError, LeaseLostError) as error:
             logger.warning("the checkpoints of the finished training could not be removed: %s", error)
 
@@ -313,7 +310,7 @@ class Published:
 
     def _numbers(self) -> list[int]:
         """Numbers of the publications, newest first."""
-        stems = [PurePosixPath(name).stem for name in self._prefix.names(_PUBLISHED)]
+        stems = [PurePosixPath(name).stem for name in self._storage.names(_PUBLISHED)]
         return sorted((int(stem) for stem in stems if stem.isdigit()), reverse=True)
 
 
@@ -367,16 +364,3 @@ def _publication_name(number: int) -> str:
 
 def _publication_content(files: _Files) -> bytes:
     return json.dumps({"digest": digest_of(files), "nonce": uuid.uuid4().hex, "files": files}, indent=1).encode()
-
-
-def _retried(ask: Callable[[], _Answer], what: str) -> _Answer:
-    """Asks again, later and later, while the fault may pass."""
-    for seconds in _BACKOFF_SECONDS:
-        try:
-            return ask()
-        except StorageError as error:
-            if not error.transient:
-                raise
-            logger.warning("%s failed, next attempt in %.0f s: %s", what, seconds, error)
-            time.sleep(seconds)
-    return ask()

@@ -15,6 +15,7 @@ from components.shared.errors import InputError
 __all__ = [
     "canonical_json",
     "digest_of",
+    "parse_json",
     "read_json",
     "read_jsonl",
     "sha256_file",
@@ -91,11 +92,22 @@ def read_json(path: str | Path) -> Any:
         InputError: The file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror}.", where=str(path)) from error
+    return parse_json(content, where=str(path))
+
+
+def parse_json(content: bytes, *, where: str) -> Any:
+    """Parses JSON.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        return json.loads(content.decode())
     except ValueError as error:
-        raise InputError(f"is not valid JSON: {error}.", where=str(path)) from error
+        raise InputError(f"is not valid JSON: {error}.", where=where) from error
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:

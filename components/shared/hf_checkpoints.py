@@ -23,7 +23,7 @@ from typing import Any
 from components.shared.checkpoint_storage import FOLDER, published_folder, scratch_folder
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of, read_json, sha256_file, write_json
-from components.shared.object_storage import is_object_storage
+from components.shared.storage import is_object_storage
 
 __all__ = [
     "CHECKPOINTS_VARIABLE",

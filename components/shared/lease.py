@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from components.shared.errors import PlumblineError
-from components.shared.object_storage import ObjectPrefix, StorageError
+from components.shared.storage import Storage, StorageError
 
 __all__ = ["Lease", "LeaseLostError"]
 
@@ -55,16 +55,16 @@ class _Held(NamedTuple):
 
 
 class Lease:
-    """The lease on a prefix; a context manager that waits for a dead holder's lease to expire."""
+    """The lease on what is below an address; a context manager that waits for a dead holder's lease to expire."""
 
-    def __init__(self, prefix: ObjectPrefix, *, what: str) -> None:
+    def __init__(self, storage: Storage, *, what: str) -> None:
         """Asks for nothing yet.
 
         Args:
-            prefix: What is leased.
+            storage: What is leased.
             what: What its holder does, for the errors: `trains this very run`.
         """
-        self._prefix = prefix
+        self._storage = storage
         self._what = what
         self._seconds = LEASE_SECONDS
         self._nonce = uuid.uuid4().hex
@@ -94,7 +94,7 @@ class Lease:
             if seen is None:
                 logger.info(
                     "%s is leased by %s; taking it over in %.0f s unless it shows a sign of life.",
-                    self._prefix.uri,
+                    self._storage.uri,
                     current.holder,
                     current.seconds - current.age,
                 )
@@ -109,7 +109,7 @@ class Lease:
         self._thread.join(_READY_TO_END_SECONDS)
         try:
             if self._is_ours(self._current()):
-                self._prefix.delete(self._name(self._number))
+                self._storage.delete(self._name(self._number))
         except StorageError as fault:
             logger.warning("the lease could not be given back and will expire in %.0f s: %s", self._seconds, fault)
 
@@ -125,32 +125,32 @@ class Lease:
             raise LeaseLostError(
                 f"this process showed no sign of life for over {self._seconds:.0f} s, and another {self._what} now: "
                 f"{current.holder if current else 'it has ended already'}.",
-                where=self._prefix.uri,
+                where=self._storage.uri,
                 hint="Let that one go on; nothing is lost.",
             )
 
     def _take(self, dead: _Held | None) -> bool:
         number = dead.number + 1 if dead else 1
-        if not self._prefix.create(self._name(number), self._content()):
+        if not self._storage.create(self._name(number), self._content()):
             return False
         self._number = number
         if not self._is_ours(self._current()):  # we looked before somebody took a higher one
-            self._prefix.delete(self._name(number))
+            self._storage.delete(self._name(number))
             return False
         self._require_conditional_writes()
         if dead:
             logger.warning("took the lease of %s over: no sign of life for %.0f s.", dead.holder, dead.age)
-            self._prefix.delete(self._name(dead.number))
+            self._storage.delete(self._name(dead.number))
         return True
 
     def _require_conditional_writes(self) -> None:
         """A server that ignores the condition would let two trainers in; a second write shows whether it does."""
         self._count += 1
-        if self._prefix.create(self._name(self._number), self._content()):
-            self._prefix.delete(self._name(self._number))
+        if self._storage.create(self._name(self._number), self._content()):
+            self._storage.delete(self._name(self._number))
             raise StorageError(
                 "the server ignores the condition of a write (If-None-Match); two processes could train at once.",
-                where=self._prefix.uri,
+                where=self._storage.uri,
                 hint="Use a server that honours it, or a folder.",
             )
 
@@ -160,14 +160,14 @@ class Lease:
                 if not self._is_ours(self._current()):
                     return  # `require` tells the trainer
                 self._count += 1
-                self._prefix.write(self._name(self._number), self._content())
+                self._storage.write(self._name(self._number), self._content())
             except StorageError as error:
                 logger.warning("the lease could not be renewed, trying again: %s", error)
 
     def _current(self) -> _Held | None:
         """The lease as it is now, whoever holds it."""
-        matches = [match for name in self._prefix.names(_FOLDER) if (match := _NAME.fullmatch(name))]
-        if not matches or (found := self._prefix.read(matches[-1][0])) is None:
+        matches = [match for name in self._storage.names(_FOLDER) if (match := _NAME.fullmatch(name))]
+        if not matches or (found := self._storage.read(matches[-1][0])) is None:
             return None
         try:
             told: dict[str, Any] = json.loads(found.content)
@@ -176,7 +176,7 @@ class Lease:
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 "the lease is damaged: nobody can tell who trains.",
-                where=f"{self._prefix.uri}/{matches[-1][0]}",
+                where=f"{self._storage.uri}/{matches[-1][0]}",
                 hint="Make sure that no process trains this run, then delete the object.",
             ) from error
         return _Held(int(matches[-1][1]), holder, *life, age=found.age)
@@ -187,7 +187,7 @@ class Lease:
     def _refusal(self, held: _Held) -> PlumblineError:
         return PlumblineError(
             f"another process {self._what}: {held.holder}; its last sign of life is {max(held.age, 0):.0f} s old.",
-            where=self._prefix.uri,
+            where=self._storage.uri,
             hint=f"Wait for it, or stop it first; {self._seconds:.0f} s after its death the run can be taken over.",
         )
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from components.shared.artifacts import MANIFEST, read_artifact
 from components.shared.errors import InputError
 from components.shared.files import digest_of, read_json, sha256_file
+from components.shared.storage import FolderStorage, Listed, Storage, is_object_storage, open_storage
 
 __all__ = [
     "DATA_SUFFIXES",
@@ -72,18 +72,19 @@ def open_location(uri: str) -> Iterator[list[DataFile] | HubDataset]:
 
     Raises:
         InputError: Nothing there, or no file with a suffix that can be read.
+        StorageError: Object storage cannot be used.
         ArtifactError: A folder with a manifest that is not an intact `pairs` artifact.
     """
     if uri.startswith("hf://"):
         yield parse_hub_address(uri)
-    elif uri.startswith("s3://"):
-        with tempfile.TemporaryDirectory(prefix="plumbline-data-") as aside:
-            yield _fetch_from_s3(uri, Path(aside))
     elif _is_pairs_address(uri):
         with open_location(_pairs_address(_local_path(uri))) as files:
             yield files
     else:
-        yield _local_files(_local_path(uri))
+        storage, listed = _data_files(uri)
+        with tempfile.TemporaryDirectory(prefix="plumbline-data-") as aside:
+            copies = storage.local_copies([each.name for each in listed], Path(aside))
+            yield [DataFile(path, f"{storage.uri}/{name}") for name, path in copies.items()]
 
 
 def data_digest(uri: str) -> str:
@@ -101,17 +102,15 @@ def data_digest(uri: str) -> str:
         return digest_of([])
     if uri.startswith("hf://"):
         return _hub_digest(parse_hub_address(uri))
-    if uri.startswith("s3://"):
-        bucket, objects = _list_s3(_s3_client(), uri)
-        return digest_of([[bucket, item["Key"], item["Size"], item["ETag"]] for item in objects])
+    if is_object_storage(uri):
+        storage, listed = _data_files(uri)
+        return digest_of([[storage.uri, each.name, each.size, each.tag] for each in listed])
     path = _local_path(uri)
     if path.is_dir() and (path / MANIFEST).is_file():
         return read_artifact(path, _PAIRS_KIND).digest
+    _, listed = _data_files(uri)
     return digest_of(
-        [
-            [file.path.relative_to(path).as_posix() if path.is_dir() else "", sha256_file(file.path)]
-            for file in _local_files(path)
-        ]
+        [[each.name, sha256_file(path / each.name)] if path.is_dir() else ["", sha256_file(path)] for each in listed]
     )
 
 
@@ -161,19 +160,40 @@ def _pairs_address(folder: Path) -> str:
     return str(read_json(source)["uri"]) if source.is_file() else str(artifact.path / "user")
 
 
-def _local_files(path: Path) -> list[DataFile]:
-    if path.is_file():
-        _require_known_suffix(path.name, where=str(path))
-        return [DataFile(path, str(path))]
+# --- files, in a folder or in object storage -------------------------------------------------------------------------
+
+
+def _data_files(uri: str) -> tuple[Storage, list[Listed]]:
+    """Storage, and the data files in it, of an address: the one file that it names, or all below it, by name."""
+    storage, name, listed = _objects(uri) if is_object_storage(uri) else _files(_local_path(uri))
+    if exact := [each for each in listed if each.name == name]:
+        _require_known_suffix(name, where=uri)
+        return storage, exact
+    folder = f"{name}/" if name else ""
+    below = [each for each in listed if each.name.startswith(folder)]
+    found = [each for each in below if _is_data_file(PurePosixPath(each.name.removeprefix(folder)))]
+    if not found:
+        raise InputError(f"no data file ({', '.join(DATA_SUFFIXES)}) there.", where=uri, hint="Check the address.")
+    return storage, found
+
+
+def _objects(uri: str) -> tuple[Storage, str, list[Listed]]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    parent, _, name = key.strip("/").rpartition("/")
+    storage = open_storage(f"s3://{bucket}/{parent}")
+    return storage, name, storage.listing(name)
+
+
+def _files(path: Path) -> tuple[Storage, str, list[Listed]]:
+    if path.is_file():  # not all that lies beside it
+        return FolderStorage(path.parent), path.name, [Listed(path.name, path.stat().st_size, "")]
     if not path.is_dir():
         raise InputError("no such file or folder.", where=str(path), hint="Check the path in the settings.")
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_data_file(file.relative_to(path))]
-    if not files:
-        raise InputError(f"the folder holds no data file ({', '.join(DATA_SUFFIXES)}).", where=str(path))
-    return [DataFile(file, str(file)) for file in files]
+    storage = FolderStorage(path)
+    return storage, "", storage.listing()
 
 
-def _is_data_file(relative: Path | PurePosixPath) -> bool:
+def _is_data_file(relative: PurePosixPath) -> bool:
     hidden = any(part.startswith(".") for part in relative.parts)
     return relative.suffix.lower() in DATA_SUFFIXES and not hidden
 
@@ -183,59 +203,6 @@ def _require_known_suffix(name: str, *, where: str) -> None:
         raise InputError(
             f"cannot tell the file's format from its name; {', '.join(DATA_SUFFIXES)} are read.", where=where
         )
-
-
-# --- object storage --------------------------------------------------------------------------------------------------
-
-
-def _s3_client() -> Any:
-    """A client that takes endpoint, region and credentials from the standard AWS environment variables."""
-    import boto3
-
-    return boto3.client("s3")
-
-
-def _list_s3(client: Any, uri: str) -> tuple[str, list[dict[str, Any]]]:
-    """Bucket and data objects, by key, of `s3://bucket/key` or of all below `s3://bucket/prefix`."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    try:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        found = [item for page in pages for item in page.get("Contents", [])]
-    except (BotoCoreError, ClientError) as error:
-        raise InputError(
-            f"cannot list: {error}.", where=uri, hint="Check bucket, AWS_ENDPOINT_URL and credentials."
-        ) from error
-    exact = [item for item in found if item["Key"] == prefix]
-    folder = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
-    below = [
-        item
-        for item in found
-        if item["Key"].startswith(folder) and _is_data_file(PurePosixPath(item["Key"].removeprefix(folder)))
-    ]
-    if exact:
-        _require_known_suffix(prefix, where=uri)
-    elif not below:
-        raise InputError(f"no data file ({', '.join(DATA_SUFFIXES)}) there.", where=uri, hint="Check bucket and key.")
-    return bucket, exact or sorted(below, key=lambda item: item["Key"])
-
-
-def _fetch_from_s3(uri: str, aside: Path) -> list[DataFile]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = _s3_client()
-    bucket, objects = _list_s3(client, uri)
-    files = []
-    for number, item in enumerate(objects):
-        name = f"s3://{bucket}/{item['Key']}"
-        path = aside / f"{number:05d}{PurePosixPath(item['Key']).suffix.lower()}"
-        try:
-            client.download_file(bucket, item["Key"], str(path))
-        except (BotoCoreError, ClientError) as error:
-            raise InputError(f"cannot fetch: {error}.", where=name, hint="Check the right to read it.") from error
-        files.append(DataFile(path, name))
-    return files
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------

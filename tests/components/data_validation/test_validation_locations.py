@@ -1,94 +1,41 @@
-"""Addresses: local, object storage (a small server that speaks S3's two calls), hub; and digests that see changes."""
+"""Addresses: local, object storage (a real S3 server), hub; and digests that see changes."""
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
-from xml.sax.saxutils import escape
 
 import pytest
 from tiny_validation import write_rows
 
 from components.data_validation.sources import read_rows
 from components.shared.artifacts import write_artifact
-from components.shared.errors import ArtifactError, InputError
+from components.shared.errors import ArtifactError, InputError, PlumblineError
 from components.shared.files import write_json
 from components.shared.locations import data_digest, open_location, parse_hub_address
-
-Store = dict[str, bytes]
+from components.shared.storage import Storage, open_storage
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """Objects of the bucket `data`, served on the loopback."""
-    store: Store = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def _answer(self, status: int, body: bytes, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def _serve(self) -> None:
-            url = urlsplit(self.path)
-            name, _, key = url.path.lstrip("/").partition("/")
-            if name != "data":
-                self._answer(404, b"<Error><Code>NoSuchBucket</Code><Message>none</Message></Error>")
-            elif key:
-                self._answer(200, store[key], ETag=_etag(store[key]), Last_Modified="Thu, 01 Jan 2026 00:00:00 GMT")
-            else:
-                prefix = parse_qs(url.query).get("prefix", [""])[0]
-                self._answer(200, _listing(store, prefix).encode(), Content_Type="application/xml")
-
-        do_GET = do_HEAD = _serve
-
-        def log_message(self, format: str, *args: object) -> None:
-            del format, args
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    yield store
-    server.shutdown()
-    server.server_close()
+def store(bucket: str) -> Storage:
+    return open_storage(f"s3://{bucket}")
 
 
-def _etag(content: bytes) -> str:
-    return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+def test_object_storage_is_read_by_key_and_by_prefix_and_rows_name_their_object(store: Storage) -> None:
+    for name, content in {"b.jsonl": b'{"n": 2}', "a.jsonl": b'{"n": 1}', "_log.txt": b"x", ".x.jsonl": b"{}"}.items():
+        store.write(f"set/{name}", content)
+    store.write("settle.jsonl", b"{}")
+    for address in (f"{store.uri}/set", f"{store.uri}/set/"):
+        assert [(row.file, row.values) for row in read_rows(address)] == [
+            (f"{store.uri}/set/a.jsonl", {"n": 1}),
+            (f"{store.uri}/set/b.jsonl", {"n": 2}),
+        ]
+    assert [row.values for row in read_rows(f"{store.uri}/set/b.jsonl")] == [{"n": 2}]
+    assert len(read_rows(store.uri)) == 3
 
 
-def _listing(store: Store, prefix: str) -> str:
-    entries = "".join(
-        f"<Contents><Key>{escape(key)}</Key><ETag>{escape(_etag(body))}</ETag><Size>{len(body)}</Size>"
-        "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
-        for key, body in store.items()
-        if key.startswith(prefix)
-    )
-    return f"<ListBucketResult><Name>data</Name><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
-
-
-def test_object_storage_is_read_by_key_and_by_prefix_and_rows_name_their_object(bucket: Store) -> None:
-    bucket.update({"set/b.jsonl": b'{"n": 2}', "set/a.jsonl": b'{"n": 1}', "set/_log.txt": b"x", "settle.jsonl": b"{}"})
-    assert [(row.file, row.values) for row in read_rows("s3://data/set")] == [
-        ("s3://data/set/a.jsonl", {"n": 1}),
-        ("s3://data/set/b.jsonl", {"n": 2}),
-    ]
-    assert [row.values for row in read_rows("s3://data/set/b.jsonl")] == [{"n": 2}]
-
-
-def test_what_was_fetched_is_removed_again(bucket: Store) -> None:
-    bucket["a.jsonl"] = b"{}"
-    with open_location("s3://data/a.jsonl") as files:
+def test_what_was_fetched_is_removed_again(store: Storage) -> None:
+    store.write("a.jsonl", b"{}")
+    with open_location(f"{store.uri}/a.jsonl") as files:
         assert isinstance(files, list)
         assert files[0].path.is_file()
     assert not files[0].path.exists()
@@ -97,24 +44,25 @@ def test_what_was_fetched_is_removed_again(bucket: Store) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("s3://data/nothing", "no data file"),
-        ("s3://other/x.jsonl", "cannot list.*AWS_ENDPOINT_URL"),
-        ("s3://data/notes.txt", "cannot tell the file's format"),
+        ("s3://{bucket}/nothing", "no data file"),
+        ("s3://absent-one/x.jsonl", "no bucket 'absent-one'"),
+        ("s3://{bucket}/notes.txt", "cannot tell the file's format"),
     ],
 )
-def test_objects_that_cannot_be_read_are_errors(bucket: Store, uri: str, message: str) -> None:
-    bucket["notes.txt"] = b"x"
-    with pytest.raises(InputError, match=message) as error:
-        read_rows(uri)
-    assert uri in str(error.value)
+def test_objects_that_cannot_be_read_are_errors(store: Storage, bucket: str, uri: str, message: str) -> None:
+    store.write("notes.txt", b"x")
+    with pytest.raises(PlumblineError, match=message) as error:
+        read_rows(uri.format(bucket=bucket))
+    assert uri.format(bucket=bucket) in str(error.value)
 
 
-def test_the_digest_of_objects_changes_with_their_content(bucket: Store) -> None:
-    bucket["a.jsonl"] = b'{"n": 1}'
-    before = data_digest("s3://data/a.jsonl")
-    assert before == data_digest("s3://data/a.jsonl")
-    bucket["a.jsonl"] = b'{"n": 2}'
-    assert data_digest("s3://data/a.jsonl") != before
+def test_the_digest_of_objects_changes_with_their_content(store: Storage) -> None:
+    address = f"{store.uri}/a.jsonl"
+    store.write("a.jsonl", b'{"n": 1}')
+    before = data_digest(address)
+    assert before == data_digest(address)
+    store.write("a.jsonl", b'{"n": 2}')
+    assert data_digest(address) != before
 
 
 def test_the_digest_of_files_sees_content_and_names_but_not_the_place(tmp_path: Path) -> None:

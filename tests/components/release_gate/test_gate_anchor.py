@@ -17,7 +17,7 @@ from components.release_gate.anchor import LedgerAlteredError, ObjectAnchor, ope
 from components.release_gate.ledger import Ledger
 from components.release_gate.office import Office, open_office, verify
 from components.shared.errors import InputError
-from components.shared.object_storage import ObjectPrefix, StorageError
+from components.shared.storage import StorageError, open_storage
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_tags_that_were_removed_are_named(stored: Office, tmp_path: Path) -> Non
 
 
 def test_a_history_that_was_rewritten_cannot_be_anchored_over_the_true_one(bucket: str, tmp_path: Path) -> None:
-    anchor = ObjectAnchor(ObjectPrefix(f"s3://{bucket}"))
+    anchor = ObjectAnchor(open_storage(f"s3://{bucket}"))
     true, forged = (Ledger(f"sqlite:///{tmp_path / name}", anchor) for name in ("true.db", "forged.db"))
     true.append(MODEL, register_moves("1"))
     anchor.advance(MODEL, true.view(MODEL).head)  # twice is once
@@ -105,7 +105,7 @@ def test_the_anchor_of_an_append_that_was_cut_off_is_made_up_for_by_the_next_cal
 
 
 def test_one_model_does_not_see_the_anchors_of_another_whose_name_it_begins(bucket: str) -> None:
-    anchor = ObjectAnchor(ObjectPrefix(f"s3://{bucket}"))
+    anchor = ObjectAnchor(open_storage(f"s3://{bucket}"))
     anchor.advance("tiny.drill", (7, "a" * 64))
     assert anchor.head("tiny") is None
 
@@ -113,7 +113,7 @@ def test_one_model_does_not_see_the_anchors_of_another_whose_name_it_begins(buck
 def test_an_object_that_is_no_anchor_is_named(bucket: str, bucket_client: Any) -> None:
     bucket_client.put_object(Bucket=bucket, Key=f"{MODEL}/000000000001.json", Body=b"?")
     with pytest.raises(InputError, match=f"{MODEL}/000000000001.json"):
-        ObjectAnchor(ObjectPrefix(f"s3://{bucket}")).head(MODEL)
+        ObjectAnchor(open_storage(f"s3://{bucket}")).head(MODEL)
 
 
 def test_without_the_right_to_read_the_anchor_nothing_is_appended(
@@ -123,6 +123,6 @@ def test_without_the_right_to_read_the_anchor_nothing_is_appended(
     before = stored.ledger.view(MODEL).entries
     refuse_credentials()
     fresh = replace(stored, ledger=open_office().ledger)
-    with pytest.raises(StorageError, match="no right to list"):
+    with pytest.raises(StorageError, match="do not fit together"):
         fresh.ledger.append(MODEL, register_moves("2"))
     assert fresh.ledger.view(MODEL).entries == before

@@ -6,6 +6,7 @@ A real S3 server on the loopback; a machine is a scratch folder of its own.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_proxy import FaultProxy, Kind
+from s3_server import S3Server
 
-from components.shared import checkpoint_storage, hf_checkpoints
+from components.shared import checkpoint_storage, hf_checkpoints, s3, storage
 from components.shared import lease as lease_module
 from components.shared.errors import PlumblineError
 from components.shared.hf_checkpoints import (
@@ -26,7 +29,8 @@ from components.shared.hf_checkpoints import (
     seal_checkpoint,
     training_folder,
 )
-from components.shared.object_storage import ObjectPrefix, StorageError
+from components.shared.s3 import S3Storage
+from components.shared.storage import StorageError, open_storage
 
 RUN = {"seed": 0}
 
@@ -40,7 +44,7 @@ def move_to(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     """Goes on on the machine of that name; checkpoints are in the bucket."""
     monkeypatch.setenv(CHECKPOINTS_VARIABLE, f"s3://{bucket}/team/checkpoints")
     monkeypatch.setattr(lease_module, "LEASE_SECONDS", 3.0)
-    monkeypatch.setattr(checkpoint_storage, "_BACKOFF_SECONDS", (0.05,))
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0.05,))
 
     def move(name: str) -> None:
         (tmp_path / name).mkdir(exist_ok=True)
@@ -126,8 +130,10 @@ def test_nothing_is_left_anywhere_when_training_ends_without_an_error(move_to, b
 
 def test_a_file_is_sent_once_and_old_checkpoints_go(move_to, bucket, bucket_client, monkeypatch):
     sent: list[int] = []
-    upload = ObjectPrefix.upload
-    monkeypatch.setattr(ObjectPrefix, "upload", lambda self, files: (sent.append(len(files)), upload(self, files)))
+    upload = S3Storage.upload
+    monkeypatch.setattr(
+        S3Storage, "upload", lambda self, files, digests: (sent.append(len(files)), upload(self, files, digests))
+    )
 
     _die(1, 2, 3, 4)
 
@@ -155,15 +161,15 @@ def test_processes_on_several_machines_are_refused(move_to, monkeypatch):
 def half_published(move_to, monkeypatch):
     """Checkpoint 1 is published; of 2, the files."""
     _die(1)
-    create = ObjectPrefix.create
+    create = S3Storage.create
 
-    def kill_before_the_last_object(self: ObjectPrefix, name: str, content: bytes) -> bool:
+    def kill_before_the_last_object(self: S3Storage, name: str, content: bytes) -> bool:
         if name == "published/000002.json":
             raise Killed
         return create(self, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectPrefix, "create", kill_before_the_last_object)
+        patch.setattr(S3Storage, "create", kill_before_the_last_object)
         _die(2)
 
 
@@ -264,13 +270,13 @@ def test_who_was_taken_over_stops_at_its_next_checkpoint(move_to, bucket, bucket
 @pytest.fixture
 def outage(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Storage does not answer; or answers again."""
-    upload = ObjectPrefix.upload
+    upload = S3Storage.upload
 
     def switch(on: bool) -> None:
-        def fail(self: ObjectPrefix, files: Any) -> None:
+        def fail(self: S3Storage, *_: Any) -> None:
             raise StorageError("does not answer", where=self.uri, transient=True)
 
-        monkeypatch.setattr(ObjectPrefix, "upload", fail if on else upload)
+        monkeypatch.setattr(S3Storage, "upload", fail if on else upload)
 
     return switch
 
@@ -321,7 +327,7 @@ def test_a_folder_that_lost_files_here_is_fetched_again(move_to, tmp_path):
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(move_to, storage_server, monkeypatch, caplog):
     monkeypatch.setattr(lease_module, "LEASE_SECONDS", 60.0)
-    monkeypatch.setattr(checkpoint_storage, "_BACKOFF_SECONDS", (1.0,) * 30)
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (1.0,) * 30)
     with pytest.raises(Killed), training_folder(RUN) as folder:
         storage_server.stop()
         back = threading.Timer(1.0, storage_server.start)
@@ -329,7 +335,122 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(move_to, storage_server
         _make_checkpoint(folder, 1)
         back.join()
         raise Killed
-    assert "publishing a checkpoint failed, next attempt" in caplog.text
+    assert "storage failed, next attempt" in caplog.text
+    move_to("elsewhere")
+    assert _found() == _files(1, snapshots=(1,))
+
+
+FAULTS: list[tuple[Kind, dict[str, Any]]] = [
+    ("lost answer", {}),
+    ("reset", {}),
+    ("cut upload", {}),
+    ("truncated", {}),
+    ("slow", {"seconds": 1.5}),
+    ("status", {"status": 500}),
+    ("status", {"status": 503}),
+    ("not http", {}),
+]
+
+
+@pytest.fixture
+def proxy(move_to, storage_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(s3, "_READ_SECONDS", 1)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 60.0)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with FaultProxy(storage_server.host, storage_server.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        yield proxy
+
+
+_BRIEFLY = [fault for fault in FAULTS if fault[0] in ("lost answer", "not http")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "match"),
+    [(*fault, match) for fault in FAULTS for match in ("PUT .*/files/", "PUT .*/published/")]
+    + [(*fault, match) for fault in _BRIEFLY for match in ("GET /[^/]*[?]", "PUT .*/lease/", "DELETE ")],
+)
+def test_nothing_is_lost_and_nothing_half_visible_whatever_befalls_a_request(proxy, move_to, kind, how, match):
+    fault = proxy.arm(kind, match, times=2, **how)
+    _die(1, 2)
+    assert fault.times == 0, "the fault befell"
+    move_to("elsewhere")
+    assert _found() == _files(1, 2, snapshots=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "match"),
+    [(*fault, "(GET|HEAD) .*/files/") for fault in FAULTS] + [("truncated", {}, "GET .*/published/")],
+)
+def test_fetching_survives_whatever_befalls_a_request(proxy, move_to, kind, how, match):
+    _die(1, 2)
+    move_to("elsewhere")
+    fault = proxy.arm(kind, match, times=2, **how)
+    assert _found() == _files(1, 2, snapshots=(1, 2))
+    assert fault.times == 0, "the fault befell"
+
+
+@pytest.mark.parametrize(("status", "match"), [(409, "PUT .*/(published|lease)/"), (412, "PUT .*/published/")])
+def test_a_refused_condition_is_looked_into(proxy, move_to, status, match):
+    """409: somebody else is writing this very moment; 412: the object was there already, or was ours."""
+    fault = proxy.arm("status", match, status=status, times=2)
+    _die(1, 2)
+    assert fault.times == 0
+    move_to("elsewhere")
+    assert _found() == _files(1, 2, snapshots=(1, 2))
+
+
+def test_a_large_file_survives_lost_parts_and_a_lost_end(proxy, bucket, tmp_path):
+    """The end of an upload in parts, asked for again because its answer was lost, finds no upload any more."""
+    store = open_storage(f"s3://{bucket}/large")
+    (tmp_path / "large").write_bytes(os.urandom(20 * 2**20))
+    faults = [proxy.arm("lost answer", "PUT .*partNumber=2"), proxy.arm("cut upload", "PUT .*partNumber=3")]
+    faults += [proxy.arm("lost answer", "POST .*uploadId="), proxy.arm("truncated", "GET .*/large")]
+    store.upload({"large": tmp_path / "large"})
+    assert store.download({"large": tmp_path / "back"}) == {}
+    assert [fault.times for fault in faults] == [0] * 4
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "large").read_bytes()
+
+
+@pytest.mark.parametrize("match", ["PUT .*/files/", "PUT .*partNumber=2", "POST .*uploadId=", "PUT .*/published/"])
+def test_a_server_that_is_killed_in_the_middle_of_a_checkpoint_loses_nothing(
+    proxy, move_to, storage_server, monkeypatch, match
+):
+    """It is killed when it has the request, and comes back after a while with what it had stored."""
+    monkeypatch.setattr(storage, "WAITS_SECONDS", (0.5,) * 60)
+    monkeypatch.setattr(s3, "_READ_SECONDS", 30)
+    returns: list[threading.Thread] = []
+
+    def kill() -> None:
+        storage_server.kill()
+        returns.append(threading.Thread(target=storage_server.start))
+        returns[-1].start()
+
+    with pytest.raises(Killed), training_folder(RUN) as folder:
+        _make_checkpoint(folder, 1)
+        (folder.path / "moments.pt").write_bytes(os.urandom(20 * 2**20))
+        fault = proxy.arm("cut upload", match, action=kill)
+        _make_checkpoint(folder, 2)
+        returns[0].join()
+        assert fault.times == 0
+        moments = (folder.path / "moments.pt").read_bytes()
+        raise Killed
+    move_to("elsewhere")
+    assert _found() == [*_files(1, 2, snapshots=()), "moments.pt", *_files(snapshots=(1, 2))]
+    with pytest.raises(Killed), training_folder(RUN) as folder:
+        assert (folder.path / "moments.pt").read_bytes() == moments
+        raise Killed
+
+
+def test_who_dies_while_the_server_is_down_leaves_the_checkpoint_before(proxy, move_to, storage_server, monkeypatch):
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 8.0)
+    with pytest.raises(Killed), training_folder(RUN) as folder:
+        _make_checkpoint(folder, 1)
+        proxy.arm("cut upload", "PUT .*/files/", action=storage_server.kill)
+        _make_checkpoint(folder, 2)  # tried for a while, then kept locally
+        raise Killed
+    storage_server.start()
     move_to("elsewhere")
     assert _found() == _files(1, snapshots=(1,))
 
@@ -345,7 +466,7 @@ def test_prerequisites_try_all_that_training_will_do(move_to, bucket, bucket_cli
     checkpoint_storage.check_checkpoint_storage(address)
     assert _keys(bucket_client, bucket) == []
     refuse_credentials()
-    with pytest.raises(StorageError, match="no right to list"):
+    with pytest.raises(StorageError, match="do not fit together"):
         checkpoint_storage.check_checkpoint_storage(address)
 
 

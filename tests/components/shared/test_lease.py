@@ -11,16 +11,17 @@ import pytest
 from components.shared import lease as lease_module
 from components.shared.errors import PlumblineError
 from components.shared.lease import Lease, LeaseLostError
-from components.shared.object_storage import ObjectPrefix, StorageError
+from components.shared.s3 import S3Storage
+from components.shared.storage import StorageError, open_storage
 
 
 @pytest.fixture
-def prefix(bucket: str, monkeypatch: pytest.MonkeyPatch) -> ObjectPrefix:
+def prefix(bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Storage:
     monkeypatch.setattr(lease_module, "LEASE_SECONDS", 3.0)
-    return ObjectPrefix(f"s3://{bucket}/runs/one")
+    return open_storage(f"s3://{bucket}/runs/one")
 
 
-def _make_lease(prefix: ObjectPrefix) -> Lease:
+def _make_lease(prefix: S3Storage) -> Lease:
     return Lease(prefix, what="trains this very run")
 
 
@@ -84,11 +85,11 @@ def test_who_reaches_for_a_number_below_the_highest_gets_nothing(prefix):
 
 
 def test_a_server_that_ignores_the_condition_is_refused(prefix, monkeypatch):
-    def put(self: ObjectPrefix, name: str, content: bytes) -> bool:
+    def put(self: S3Storage, name: str, content: bytes) -> bool:
         self.write(name, content)
         return True
 
-    monkeypatch.setattr(ObjectPrefix, "_put_if_absent", put)
+    monkeypatch.setattr(S3Storage, "_put_if_absent", put)
     with pytest.raises(StorageError, match="ignores the condition"):
         _make_lease(prefix).__enter__()
     assert prefix.names("") == []
