@@ -167,7 +167,7 @@ def _identity(
 def _tracked(world: World, settings: dict[str, Any], seed: int) -> Iterator[StageRun]:
     """The stage's MLflow run; a process that is not the first logs nowhere."""
     if not world.is_main:
-        yield StageRun(None, None)
+        yield StageRun()
         return
     with stage_run("ppo", settings=settings, seed=seed) as tracking:
         yield tracking

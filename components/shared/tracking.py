@@ -6,8 +6,10 @@ Which run is the parent is environment, not a parameter, so that it never change
 - otherwise the step opens a run of its own under the run tagged with `PLUMBLINE_RUN_ID` (opened by whichever is first);
 - no `MLFLOW_TRACKING_URI`: metrics go to the log, and training goes on.
 
-A tracking server that fails in the middle of a step never costs a trained model, nor much time: the failure is logged
-and the step goes on, and after three failures in a row it stops trying.
+A tracking server that is down, slow or refuses never costs a trained model, nor much time: the failure is logged and
+the step goes on. What could not be sent waits, and goes with the next that can, with the time at which it was measured;
+after three failures in a row the step asks again once a minute only. What is still unsent when the step ends is counted
+in the log, where the metrics stand one by one.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import json
 import logging
 import math
 import os
+import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +42,33 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOU
 """MLflow's own defaults, 7 retries with backoff and 120 s, hold a step up for minutes at every call."""
 
 
+_PAUSE_SECONDS = 60.0
+"""After so many failures in a row, the time until the server is asked again."""
+_BATCH = {"metrics": 1000, "params": 100, "tags": 100}
+"""MLflow's limits for one request."""
+_KEPT = 100_000
+"""Rows that wait for the server; beyond that the oldest go, and stand in the log only."""
+_REFUSED = "INVALID_PARAMETER_VALUE"
+"""MLflow's code for what it will never take, such as another value of a parameter that is logged already."""
+
+_Open = Callable[[], tuple[Any, str]]
+
+
 class StageRun:
     """What a step logs to. Every method is safe to call whether or not there is a tracking server."""
 
-    def __init__(self, client: Any | None, run_id: str | None) -> None:
-        self._client = client
-        self.run_id = run_id
+    def __init__(self, open_run: _Open | None = None) -> None:
+        """Opens nothing yet.
+
+        Args:
+            open_run: Opens the run; returns MLflow's client and the run's id. None: there is no tracking server.
+        """
+        self.run_id: str | None = None
+        self._open_run = open_run
+        self._client: Any = None
+        self._waiting: dict[str, list[Any]] = {kind: [] for kind in _BATCH}
         self._failures = 0
+        self._asked_at = 0.0
 
     def log_metrics(self, metrics: Mapping[str, float | int | None], step: int | None = None) -> None:
         """Logs finite numbers; None is skipped, NaN and infinity are logged as a warning."""
@@ -54,60 +78,113 @@ class StageRun:
                 finite[name] = float(value)
             elif value is not None:
                 logger.warning("metric %s is %s at step %s", name, value, step)
-        if not self._is_heard:
-            logger.log(logging.INFO if self._client else logging.DEBUG, "metrics at step %s: %s", step, finite)
+        if self._open_run is None:
+            logger.debug("metrics at step %s: %s", step, finite)
             return
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
-        rows = [Metric(name, value, now, step or 0) for name, value in finite.items()]
-        with self._sending("log metrics") as client:
-            client.log_batch(self.run_id, metrics=rows)
+        self._keep("metrics", [Metric(name, value, now, step or 0) for name, value in finite.items()])
+        if not self._send():
+            logger.info("metrics at step %s: %s", step, finite)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs parameters; nested mappings become dotted names."""
-        if not self._is_heard:
+        if self._open_run is None:
             return
         from mlflow.entities import Param
 
-        rows = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in _flatten(params)]
-        with self._sending("log parameters") as client:
-            for start in range(0, len(rows), 100):
-                client.log_batch(self.run_id, params=rows[start : start + 100])
+        self._keep("params", [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in _flatten(params)])
+        self._send()
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
-        """Uploads a file, or a folder with all in it."""
-        if not self._is_heard:
-            return
-        with self._sending(f"upload {path}") as client:
-            if Path(path).is_dir():
-                client.log_artifacts(self.run_id, str(path), artifact_path)
-            else:
-                client.log_artifact(self.run_id, str(path), artifact_path)
+        """Uploads a file, or a folder with all in it; one that cannot be sent now is not sent later."""
+
+        def upload() -> None:
+            upload_one = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
+            upload_one(self.run_id, str(path), artifact_path)
+
+        if self._is_due():
+            self._try(f"upload {path}", upload)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags on the step's run."""
-        if not self._is_heard:
+        if self._open_run is None:
             return
-        with self._sending("set tags") as client:
-            for name, value in tags.items():
-                client.set_tag(self.run_id, name, value)
+        from mlflow.entities import RunTag
 
-    @property
-    def _is_heard(self) -> bool:
-        return self._client is not None and self._failures < _FAILURES_BORNE
+        self._keep("tags", [RunTag(name, value) for name, value in tags.items()])
+        self._send()
 
-    @contextlib.contextmanager
-    def _sending(self, what: str) -> Iterator[Any]:
-        """Yields the client; counts failures in a row."""
-        sent = False
+    def end(self, status: str) -> None:
+        """Sends what waits and closes the run; tried whatever failed before, so that a server that is back knows."""
+        if self._open_run is None:
+            return
+        self._asked_at = -math.inf
+        sent = self._send()
+        if not sent and (left := {kind: len(rows) for kind, rows in self._waiting.items() if rows}):
+            logger.error("MLflow: %s of the step could not be sent; the metrics are in this log.", left)
+        if self._client is not None and not os.environ.get("MLFLOW_RUN_ID"):  # a run that KFP opened is KFP's to close
+            with _never_fatal("end the run"):
+                self._client.set_terminated(self.run_id, status)
+
+    def open(self) -> None:
+        """Opens the run, if that can be done now."""
+        if self._is_due():
+            self._try("open a run", lambda: None)
+
+    def _keep(self, kind: str, rows: list[Any]) -> None:
+        waiting = self._waiting[kind]
+        waiting.extend(rows)
+        del waiting[: max(0, len(waiting) - _KEPT)]
+
+    def _send(self) -> bool:
+        """Sends what waits, oldest first; returns whether nothing waits any more."""
+        for kind, rows in self._waiting.items():
+            while rows:
+                if not self._is_due():
+                    return False
+                part = rows[: _BATCH[kind]]
+                if not self._try(f"log {kind}", partial(self._log, kind, part)):
+                    return False
+                del rows[: len(part)]
+        return True
+
+    def _log(self, kind: str, part: list[Any]) -> None:
+        """Logs rows; what the server will never take is dropped."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(self.run_id, **{kind: part})
+        except MlflowException as error:
+            if error.error_code != _REFUSED:
+                raise
+            logger.warning("MLflow: refused %s, which are dropped: %s", kind, error)
+
+    def _is_due(self) -> bool:
+        """Whether to ask the server now."""
+        if self._open_run is None:
+            return False
+        return self._failures < _FAILURES_BORNE or time.monotonic() - self._asked_at >= _PAUSE_SECONDS
+
+    def _try(self, what: str, ask: Callable[[], None]) -> bool:
+        """Asks the server, of the run that is opened first if it is not yet; counts failures in a row."""
+        done = False
         with _never_fatal(what):
-            yield self._client
-            sent = True
-        self._failures = 0 if sent else self._failures + 1
+            if self._client is None and self._open_run is not None:
+                self._client, self.run_id = self._open_run()
+            ask()
+            done = True
+        self._failures = 0 if done else self._failures + 1
+        self._asked_at = time.monotonic()
         if self._failures == _FAILURES_BORNE:
-            logger.warning("MLflow: failed %d times in a row; the rest of the step goes to the log.", _FAILURES_BORNE)
+            logger.warning(
+                "MLflow: failed %d times in a row; it is asked again every %.0f s, and metrics go to the log.",
+                _FAILURES_BORNE,
+                _PAUSE_SECONDS,
+            )
+        return done
 
 
 @contextlib.contextmanager
@@ -130,7 +207,7 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
         logger.warning("%s not started: the run was interrupted.", stage)
         raise SystemExit(EXIT_TERMINATED)
     announce(stage, "started")
-    run, meter = _open_stage_run(stage), UsageMeter()
+    run, meter = _stage_run(stage), UsageMeter()
     run.log_params({**(settings or {}), **({} if seed is None else {"seed": seed})})
     try:
         with _system_metrics(run):
@@ -139,10 +216,10 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
         run.log_metrics(meter.read().as_metrics())
         announce(stage, "failed", error=str(error) or type(error).__name__)
         run.set_tags({"plumbline.error": "".join(traceback.format_exception_only(error)).strip()[:5000]})
-        _end(run, "FAILED")
+        run.end("FAILED")
         raise
     run.log_metrics(meter.read().as_metrics())
-    _end(run, "FINISHED")
+    run.end("FINISHED")
     announce(stage, "finished")
 
 
@@ -202,20 +279,26 @@ def close_pipeline_run(status: str) -> None:
         client.set_terminated(parent, "FINISHED" if status == "SUCCEEDED" else "FAILED")
 
 
-def _open_stage_run(stage: str) -> StageRun:
+def _stage_run(stage: str) -> StageRun:
+    """The step's run, opened now or, where the server does not answer, as soon as it does."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return StageRun(None, None)
-    with _never_fatal("open a run"):
+        return StageRun()
+    started = int(time.time() * 1000)
+
+    def open_run() -> tuple[Any, str]:
         client, experiment = _client_and_experiment()
         if joined := os.environ.get("MLFLOW_RUN_ID"):
-            run = StageRun(client, joined)
-            run.set_tags({_STAGE_TAG: stage, **({_RUN_TAG: name} if (name := pipeline_run()) else {})})
-            return run
+            return client, joined
         tags = {_STAGE_TAG: stage, "mlflow.runName": stage}
         if parent := pipeline_run_id():
             tags |= {"mlflow.parentRunId": parent, _RUN_TAG: os.environ["PLUMBLINE_RUN_ID"]}
-        return StageRun(client, client.create_run(experiment, tags=tags).info.run_id)
-    return StageRun(None, None)
+        return client, client.create_run(experiment, start_time=started, tags=tags).info.run_id
+
+    run = StageRun(open_run)
+    if "MLFLOW_RUN_ID" in os.environ:
+        run.set_tags({_STAGE_TAG: stage, **({_RUN_TAG: name} if (name := pipeline_run()) else {})})
+    run.open()
+    return run
 
 
 def _client_and_experiment() -> tuple[Any, str]:
@@ -237,14 +320,6 @@ def _client_and_experiment() -> tuple[Any, str]:
             if found is None:
                 raise
     return client, found.experiment_id
-
-
-def _end(run: StageRun, status: str) -> None:
-    """Closes the run; tried whatever failed before, so that a server that is back knows how the step ended."""
-    if run._client is None or os.environ.get("MLFLOW_RUN_ID"):
-        return  # a run that KFP opened is KFP's to close
-    with _never_fatal("end the run"):
-        run._client.set_terminated(run.run_id, status)
 
 
 @contextlib.contextmanager
