@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from components.data_validation.judgement import judge
 from components.data_validation.report import build_report, render_report
 from components.data_validation.settings import DataValidationSettings
 from components.data_validation.validation import Part, quarantine_rows, validate
+from components.shared import locations
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl, write_text
@@ -65,8 +66,8 @@ def run(
         Digest, rows by split, and rows quarantined, for the pipeline's metadata.
 
     Raises:
-        InputError: No data, data that cannot be read, or data that must not be trained on: too many faults, too few
-            rows, a missing slice, an empty split, leakage.
+        InputError: No data, data that cannot be read or that changes meanwhile, or data that must not be trained on:
+            too many faults, too few rows, a missing slice, an empty split, leakage.
         ArtifactError: An input artifact that is not whole.
     """
     parsed = parse_settings(settings, DataValidationSettings, where="data_validation")
@@ -80,7 +81,9 @@ def run(
     with stage_run(name, settings=parsed.model_dump(mode="json")) as tracked:
         earlier, inputs = _inputs(preferences, prompts_dataset)
         tokenizer = prepare_tokenizer(base_model)
+        before = {uri: locations.data_digest(uri) for uri in addresses.values() if not uri.startswith("hf://")}
         parts = [validate(uri, kind, tokenizer, parsed) for kind, uri in addresses.items()]
+        _require_unchanged(before)
         assignment = assign(parts, parsed.splits, earlier)
         judgement = judge(parts, assignment, parsed)
         summary = build_report(parts, assignment, judgement, parsed, base_model=base_model, data_digest=data_digest)
@@ -97,6 +100,16 @@ def run(
         tracked.log_metrics(_counts(parts, assignment))
         tracked.log_artifact(Path(output) / "report.html")
     return {"digest": read_artifact(output, "dataset").digest, **_counts(parts, assignment)}
+
+
+def _require_unchanged(before: Mapping[str, str]) -> None:
+    for uri, digest in before.items():
+        if locations.data_digest(uri) != digest:
+            raise InputError(
+                "the data changed while it was read.",
+                where=uri,
+                hint="Let nothing write there during a run; start again.",
+            )
 
 
 def _inputs(preferences: str, prompts_dataset: str) -> tuple[dict[str, Any], dict[str, str]]:

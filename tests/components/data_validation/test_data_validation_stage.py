@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny_validation import make_pair, make_prompt, make_sft, read_rows_of, save_tokenizer, words, write_rows
 
+from components.data_validation import stage
 from components.data_validation.stage import run
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import ArtifactError, InputError
@@ -251,3 +252,19 @@ def test_the_stage_needs_no_training_library(tmp_path: Path, base_model: str) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()[-3:]) == (0, "120"), done.stderr
+
+
+def test_data_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, base_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = stage.validate
+
+    def validate(uri: str, *rest: Any) -> Any:
+        part = judge(uri, *rest)
+        write_rows(Path(uri), [make_sft(n) for n in range(7)])
+        return part
+
+    monkeypatch.setattr(stage, "validate", validate)
+    with pytest.raises(InputError, match=r"sft\.jsonl: the data changed while it was read"):
+        _run(tmp_path, base_model, sft_data=_sft_file(tmp_path))
+    assert not (tmp_path / "out").exists()
