@@ -114,6 +114,65 @@ def release_checkpoint(run_id: str, step: int, workspace: str, as_json: bool) ->
 
 
 @cli.command()
+@click.option("--model-name", default=None, help="Registered model whose batch of human evidence is to be judged.")
+@click.option("--version", default=None, help="Its version; default: the one that asked last.")
+@click.option("--due", is_flag=True, help="Start the run of every batch that has ended and has none; for a schedule.")
+@click.option("--settings", "settings_file", default=None, help="With --due: the review service's YAML file.")
+@click.option("--order", "order_id", default=None, hidden=True)
+@click.option("--attempt", type=int, default=None, hidden=True)
+@_actor
+@_workspace
+@_as_json
+def release(
+    model_name: str | None,
+    version: str | None,
+    due: bool,
+    settings_file: str | None,
+    order_id: str | None,
+    attempt: int | None,
+    actor: str | None,
+    workspace: str,
+    as_json: bool,
+) -> None:
+    """Judge a version again, on the evidence that people have given since it was made.
+
+    It finds the artifacts by the addresses and digests that the gate recorded when it held. On a batch that is still
+    open it judges what is there. The review service starts this by itself when a batch ends; where none runs, let a
+    schedule call `plumbline release --due`.
+    """
+    from pipelines.release_runs import make_start, run_release, start_due
+    from pipelines.workspace import Workspace
+
+    if due == bool(model_name):
+        raise click.UsageError("Give --model-name, or --due.")
+    if model_name:
+        found = run_release(
+            workspace,
+            model_name,
+            version=version,
+            order_id=order_id,
+            attempt=attempt,
+            actor=_who(actor),
+            console=_console(),
+        )
+        _finish(found, as_json)
+    from components.review.settings import ReviewSettings
+    from components.shared.settings import load_settings
+
+    root = Workspace(workspace)
+    settings = load_settings(settings_file, ReviewSettings) if settings_file else ReviewSettings()
+    with root.services():
+        looked = start_due(make_start(settings.release_trigger, root))
+    if as_json:
+        _print_json(looked)
+        return
+    for one in looked["started"]:
+        click.echo(f"{one['model']} version {one['version']}: release run started (attempt {one['attempt']}).")
+    if not looked["started"]:
+        click.echo("No release run is due.")
+
+
+@cli.command()
 @click.option(
     "--scenario", type=click.Choice(["good", "overoptimized", "forced", "dpo"]), default="good", show_default=True
 )
@@ -166,6 +225,7 @@ def status(
         return
     rows = [[r["run_id"], r["status"], r["verdict"] or "-", r["seconds"]] for r in found["runs"]]
     _print_table(["run", "status", "verdict", "seconds"], rows)
+    _tell_what_waits(found)
     for model in found["models"]:
         click.echo(f"{model['model']}: champion {'version ' + model['champion'] if model['champion'] else 'none'}")
 
@@ -409,6 +469,7 @@ def review(
     the proxy that signs people in.
     """
     from components.review.server import review_settings, secret_of, serve
+    from pipelines.release_runs import make_start
     from pipelines.workspace import Workspace
 
     managers = [_who(actor)]
@@ -418,7 +479,20 @@ def review(
     root = Workspace(workspace)
     with root.services():
         secret = secret_of(settings, root.state)
-        serve(settings, secret=secret, logins=[*managers, *raters, *simulated], tell=click.echo)
+        start = make_start(settings.release_trigger, root)
+        serve(settings, secret=secret, logins=[*managers, *raters, *simulated], tell=click.echo, start=start)
+
+
+def _tell_what_waits(found: dict[str, Any]) -> None:
+    """Evidence that people owe, and notices that nobody has confirmed."""
+    for one in found["evidence"]:
+        state = one["closed"] or f"{one['votes']} of {one['votes_needed']} votes, until {one['deadline'][:16]} UTC."
+        click.echo(f"{one['model']} version {one['version']} awaits evidence (batch {one['batch_id'][:8]}): {state}")
+    if found["notices"] and not os.environ.get("PLUMBLINE_WEBHOOK_URL"):
+        click.echo(f"{len(found['notices'])} notices wait for a webhook: PLUMBLINE_WEBHOOK_URL is not set.")
+        return
+    for one in found["notices"]:
+        click.echo(f"NOT DELIVERED after {one['attempts']} tries ({one['problem'] or 'not tried yet'}): {one['text']}")
 
 
 for _command in (cancel, compile_, doctor, logs, schedule, submit):
@@ -432,7 +506,17 @@ def _with_gate(workspace: str, action: Callable[[Any], Any]) -> Any:
     with Workspace(workspace).services():
         from components.release_gate import operations
 
-        return action(operations)
+        done = action(operations)
+        _send_notices()
+        return done
+
+
+def _send_notices() -> None:
+    """Sends what a command has put into the outbox; what cannot be sent now waits there for the next one."""
+    if url := os.environ.get("PLUMBLINE_WEBHOOK_URL"):
+        from components.shared.notices import open_outbox
+
+        open_outbox().send(url)
 
 
 def _pseudonym(login: str, workspace: str) -> str | None:

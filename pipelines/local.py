@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def run_local(
     *,
     name: str,
     console: Console,
+    given: Mapping[str, str] | None = None,
 ) -> RunResult:
     """Runs a pipeline to its end on this machine.
 
@@ -68,6 +69,7 @@ def run_local(
         arguments: Its parameters.
         name: Names the run's folder.
         console: Where progress is drawn.
+        given: Folder by role of artifacts that the pipeline takes from elsewhere, for the report.
 
     Returns:
         The run's folder, summary, and failure if any.
@@ -91,7 +93,7 @@ def run_local(
     failure = (watcher.failure or _failure_from_log(run.log, watcher.names)) if failed else None
     if failure and signals:
         failure = Failure(failure.stage, f"interrupted by {signal.Signals(signals[0]).name}; run again to go on.")
-    artifacts = _artifacts_of(workspace, run, watcher.reused)
+    artifacts = {**(given or {}), **_artifacts_of(workspace, run, watcher.reused)}
     write_json(run.path / "artifacts.json", artifacts)
     timing = {"seconds": watcher.seconds(), "seconds_total": round(time.time() - started, 2)}
     with workspace.environment(run, threads=settings.execution.threads_per_step):

@@ -121,7 +121,7 @@ def _require_offered(decision: dict[str, Any], step: int, run_id: str) -> None:
 
 
 def workspace_status(workspace: str) -> dict[str, Any]:
-    """Runs of a workspace, oldest first, and the champion of every model they made."""
+    """Runs of a workspace, oldest first, the champion of every model, and what waits: for people, or to be told."""
     from components.shared.champion import resolve_champion
 
     root = Workspace(workspace)
@@ -131,10 +131,36 @@ def workspace_status(workspace: str) -> dict[str, Any]:
     names = sorted({name for run in runs if (name := _model_name(run))})
     with root.services():
         champions = {name: resolve_champion(name) for name in names}
+        evidence, notices = _waiting()
     return {
         "runs": [_describe(run) for run in runs],
+        "evidence": evidence,
+        "notices": notices,
         "models": [{"model": name, "champion": found.version if found else None} for name, found in champions.items()],
     }
+
+
+def _waiting() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Evidence that people still owe, and notices that no webhook has confirmed."""
+    from components.shared.ledger_table import database_url, sqlite_file
+    from components.shared.notices import open_outbox
+    from pipelines.release_runs import awaited_evidence
+
+    file = sqlite_file(database_url())
+    if file is not None and not file.exists():
+        return [], []
+    undelivered = [
+        {
+            "id": notice.id,
+            "kind": notice.kind,
+            "text": notice.body["text"],
+            "created_at": notice.created_at,
+            "attempts": notice.attempts,
+            "problem": notice.problem,
+        }
+        for notice in open_outbox().undelivered()
+    ]
+    return awaited_evidence(), undelivered
 
 
 def _model_name(run: RunFolder) -> str | None:

@@ -33,7 +33,14 @@ def human_eval(
     """
     from components.human_eval.stage import run
 
-    result = run(evaluation=evaluation.path, dataset=dataset.path, output=evidence.path, seed=seed, settings=settings)
+    result = run(
+        evaluation=evaluation.path,
+        dataset=dataset.path,
+        output=evidence.path,
+        seed=seed,
+        settings=settings,
+        locations={"evaluation": evaluation.uri, "dataset": dataset.uri},
+    )
     evidence.metadata.update({name: value for name, value in result.items() if value is not None})
     outputs = NamedTuple("Outputs", [("complete", bool)])  # noqa: UP014 (KFP reads the functional form)
     return outputs(result["complete"])

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from components.human_eval.batch import Answer, Batch, Item
 from components.human_eval.schema import BatchRow, ClosureRow, EvidenceBase, ItemRow, JudgementRow
-from components.human_eval.settings import HumanEvalSettings
+from components.human_eval.settings import PEOPLE, HumanEvalSettings
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of
 from components.shared.ledger_table import DATABASE_VARIABLE, database_url, open_engine, sqlite_file
+from components.shared.notices import Notice, write_notice
 from components.shared.records import PromptRecord
+from components.shared.release_tables import RELEASE_ORDERS, create_release_tables
 from components.shared.settings import parse_settings
 
 __all__ = ["Closure", "EvidenceDatabase", "Judgement", "item_of", "judgement_id", "open_database", "utc_now"]
@@ -80,8 +82,14 @@ class EvidenceDatabase:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    @property
+    def engine(self) -> Engine:
+        """Of the database; what lies beside the evidence in it uses it too."""
+        return self._engine
+
     def open_batch(self, batch: Batch) -> None:
         """Stores a batch and its items; a batch that is there already stays as it is."""
+        opened = utc_now()
         row = {
             "batch_id": batch.batch_id,
             "evaluation_digest": batch.evaluation_digest,
@@ -89,7 +97,8 @@ class EvidenceDatabase:
             "models": batch.models,
             "settings": batch.settings.model_dump(mode="json"),
             "seed": batch.seed,
-            "created_at": utc_now(),
+            "created_at": opened,
+            "deadline": _deadline(opened, batch.settings),
         }
         with self.transaction(write=True) as connection:
             self.add(connection, BatchRow, [row])
@@ -148,6 +157,20 @@ class EvidenceDatabase:
         digests = found["evaluation_digest"], found["dataset_digest"]
         return Batch(batch_id, *digests, found["models"], settings, found["seed"], items)
 
+    def deadline(self, batch_id: str) -> datetime:
+        """When people's time for a batch is up; fixed when it was opened.
+
+        Raises:
+            InputError: There is no such batch.
+        """
+        columns = select(BatchRow.deadline, BatchRow.created_at, BatchRow.settings)
+        with self.transaction() as connection:
+            row = connection.execute(columns.where(BatchRow.batch_id == batch_id)).first()
+        if row is None:
+            raise InputError(f"no batch {batch_id!r}.", where="evidence database")
+        settings = parse_settings(row.settings, HumanEvalSettings, where=f"batch {batch_id}")
+        return datetime.fromisoformat(row.deadline or _deadline(row.created_at, settings))
+
     def batch_ids(self) -> list[str]:
         """Every batch, oldest first."""
         with self.transaction() as connection:
@@ -160,13 +183,16 @@ class EvidenceDatabase:
             found = row.first()
         return Closure(**found) if found else None
 
-    def close(self, batch_id: str, *, actor: str, reason: str) -> Closure:
+    def close(self, batch_id: str, *, actor: str, reason: str, overdue: bool = False) -> Closure:
         """Closes a batch for good; one that is closed already stays as it was closed.
+
+        Of a batch for people a notice goes out: it is written in the same transaction.
 
         Args:
             batch_id: The batch.
             actor: Who closes it.
             reason: Why.
+            overdue: Its deadline came before its votes.
 
         Raises:
             InputError: No actor or no reason.
@@ -177,12 +203,17 @@ class EvidenceDatabase:
             raise InputError(
                 "a batch is closed by somebody, for a reason.", where=f"batch {batch_id}", hint="Give both."
             )
-        row = {"batch_id": batch_id, "actor": actor, "reason": reason, "created_at": utc_now()}
         with self.transaction(write=True, alone_with=batch_id) as connection:
-            self.add(connection, ClosureRow, [row])
+            self.add_closure(connection, Closure(batch_id, actor, reason, utc_now()), overdue=overdue)
         closed = self.closure(batch_id)
         assert closed is not None  # just written
         return closed
+
+    def add_closure(self, connection: Connection, closure: Closure, *, overdue: bool = False) -> None:
+        """Closes a batch within a transaction, and writes the notice of it if people judged; see `close`."""
+        added = self.add(connection, ClosureRow, [asdict(closure)])
+        if added and _is_for_people(connection, closure.batch_id):
+            write_notice(connection, _notice_of_end(connection, closure.batch_id, closure.reason, overdue=overdue))
 
     def add(self, connection: Connection, model: type[EvidenceBase], rows: Sequence[dict[str, Any]]) -> set[str]:
         """Adds rows within a transaction; returns the keys of those that were not there yet."""
@@ -232,6 +263,7 @@ def open_database(url: str | None = None) -> EvidenceDatabase:
         if engine.dialect.name not in _INSERTS:
             raise InputError(f"{engine.dialect.name} is not supported.", where=DATABASE_VARIABLE, hint="Use Postgres.")
         _migrate(engine)
+        create_release_tables(engine)
     except (SQLAlchemyError, OSError, ImportError) as error:
         raise InputError(
             f"cannot open the evidence database: {_first_line(error)}",
@@ -249,6 +281,34 @@ def judgement_id(item_id: str, rater: str, kind: str, revision: int = 0) -> str:
 def utc_now() -> str:
     """Now, in UTC, ISO 8601 with microseconds: text that sorts by time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _deadline(opened: str, settings: HumanEvalSettings) -> str:
+    ends = datetime.fromisoformat(opened) + timedelta(hours=settings.deadline_hours)
+    return ends.isoformat(timespec="microseconds")
+
+
+def _is_for_people(connection: Connection, batch_id: str) -> bool:
+    settings = connection.execute(select(BatchRow.settings).where(BatchRow.batch_id == batch_id)).scalar_one()
+    return settings.get("panel") == PEOPLE
+
+
+def _notice_of_end(connection: Connection, batch_id: str, reason: str, *, overdue: bool) -> Notice:
+    columns = select(RELEASE_ORDERS.c.model, RELEASE_ORDERS.c.version).distinct()
+    waiting = connection.execute(columns.where(RELEASE_ORDERS.c.batch_id == batch_id)).all()
+    names = ", ".join(f"{row.model} version {row.version}" for row in waiting)
+    what = "Evidence overdue" if overdue else "Evidence complete"
+    return Notice(
+        id=digest_of(["batch closed", batch_id])[:_ID_LENGTH],
+        kind="evidence_overdue" if overdue else "evidence_complete",
+        text=f"{what}: batch {batch_id[:8]}{f' of {names}' if names else ''} is closed. {reason}"
+        + (" The release run starts by itself." if names else ""),
+        details={
+            "batch_id": batch_id,
+            "model_name": waiting[0].model if waiting else None,
+            "version": waiting[0].version if waiting else None,
+        },
+    )
 
 
 def _migrate(engine: Engine) -> None:

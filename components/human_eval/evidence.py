@@ -44,7 +44,7 @@ from components.shared.statistics import (
     clustered_bootstrap_interval,
 )
 
-__all__ = ["SEVERITY_1", "UNSAFE", "Evidence", "Outcome", "weigh_evidence"]
+__all__ = ["SEVERITY_1", "UNSAFE", "Evidence", "Outcome", "decided_comparisons", "weigh_evidence"]
 
 UNSAFE = "unsafe"
 SEVERITY_1 = "severity_1"
@@ -137,6 +137,35 @@ def _first_votes(counted: Sequence[Judgement], *, needed: int) -> list[Judgement
     """The first `needed` votes on each pair: what comes later changes no outcome that somebody has seen."""
     found = _votes_by_item(sorted(counted, key=lambda vote: (vote.created_at, vote.judgement_id)))
     return [vote for of_item in found.values() for vote in of_item[:needed]]
+
+
+def decided_comparisons(batch: Batch, judgements: Sequence[Judgement], *, from_prompts: int) -> list[str]:
+    """Whether every comparison of the candidate in a batch of people is decided, each in words; else nothing.
+
+    The bounds come from the confidence sequence, so that it does no harm to ask after every vote.
+
+    Args:
+        batch: What was asked.
+        judgements: All that was answered.
+        from_prompts: Outcomes that a comparison must have.
+    """
+    effective = effective_judgements(judgements)
+    raters = rate_raters(effective, batch.settings)
+    votes = [one for one in effective if one.kind == "vote" and one.adjudication is None]
+    counted = [vote for vote in votes if raters[vote.rater].counted]
+    places = _first_votes(counted, needed=batch.settings.votes_per_prompt)
+    outcomes = _outcomes(batch.items, places, places, needed=batch.settings.votes_per_prompt)
+    names = dict.fromkeys(item.comparison for item in batch.items if item.comparison.startswith("candidate_vs_"))
+    said = []
+    for name in names:
+        values = [outcome.value for outcome in outcomes if outcome.item.comparison == name]
+        if len(values) < from_prompts:
+            return []
+        bounds = betting_confidence_sequence(values, alpha=batch.settings.alpha)
+        if bounds.lower <= 0.5 <= bounds.upper:
+            return []
+        said.append(f"{name} on {len(values)} prompts, bounds {bounds.lower:.3f} to {bounds.upper:.3f}")
+    return said
 
 
 def _votes_by_item(votes: Iterable[Judgement]) -> dict[str, list[Judgement]]:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete
 from components.human_eval.answers import RaterAnswer
 from components.human_eval.book import BatchBook, task_id_of
 from components.human_eval.books import Books, as_text
-from components.human_eval.database import Judgement, judgement_id
+from components.human_eval.database import Closure, Judgement, judgement_id
 from components.human_eval.rating import (
     AnsweredError,
     ClosedError,
@@ -24,7 +24,7 @@ from components.human_eval.rating import (
     Receipt,
     SetAsideError,
 )
-from components.human_eval.schema import ClosureRow, DraftRow, JudgementRow, LeaseRow, PracticeRow
+from components.human_eval.schema import DraftRow, JudgementRow, LeaseRow, PracticeRow
 from components.human_eval.turns import Turn, shown_swapped
 from components.shared.files import digest_of
 
@@ -148,8 +148,8 @@ class Intake:
         """Closes a batch that has all its votes, once nobody owes a check and the last answer can stand."""
         if not book.may_close(now=self._books.now()):
             return
-        row = {"batch_id": book.plan.batch_id, "actor": _DESK, "reason": _COMPLETE, "created_at": self._books.stamp()}
-        self._books.database.add(connection, ClosureRow, [row])
+        closure = Closure(book.plan.batch_id, _DESK, _COMPLETE, self._books.stamp())
+        self._books.database.add_closure(connection, closure)
         self._books.follow(connection, book.plan.batch_id)
 
     def require_open(self, book: BatchBook, rater: str) -> None:

@@ -64,6 +64,7 @@ class BatchRow(EvidenceBase):
     settings: Mapped[dict[str, Any]]
     seed: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+    deadline: Mapped[str | None] = mapped_column(String(40), doc="UTC, ISO 8601; None in rows of older versions.")
 
 
 class ItemRow(EvidenceBase):

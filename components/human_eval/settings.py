@@ -13,7 +13,9 @@ __all__ = ["PEOPLE", "HumanEvalSettings"]
 PEOPLE = "people"
 
 _ANALYSIS_FIELDS = frozenset({"gold_min_count", "min_gold_accuracy", "min_repeat_agreement", "alpha"})
-_DESK_FIELDS = frozenset({"practice_items", "lease_minutes", "undo_minutes"})
+_DESK_FIELDS = frozenset(
+    {"practice_items", "lease_minutes", "undo_minutes", "deadline_hours", "stop_early_from_prompts"}
+)
 
 
 class HumanEvalSettings(StrictModel):
@@ -39,6 +41,11 @@ class HumanEvalSettings(StrictModel):
             items for anybody. Fewer if `gold_min_count` would not be left.
         lease_minutes: How long an item that was handed to a person is kept for that person, from the last sign of life.
         undo_minutes: How long after its last answer a complete batch stays open, so that this answer too can be undone.
+        deadline_hours: How long people have, from the opening of the batch; then it closes with the votes that it has,
+            and the release run judges them.
+        stop_early_from_prompts: From this many outcomes on, a batch of people closes as soon as the confidence sequence
+            of every comparison of the candidate has decided for or against it; None waits for all votes. What the gate
+            reads from fixed-size intervals (safety, length) then rests on fewer prompts.
     """
 
     panel: str = PEOPLE
@@ -55,6 +62,8 @@ class HumanEvalSettings(StrictModel):
     practice_items: int = Field(default=3, ge=0)
     lease_minutes: float = Field(default=20.0, gt=0.0)
     undo_minutes: float = Field(default=2.0, ge=0.0)
+    deadline_hours: float = Field(default=336.0, gt=0.0)
+    stop_early_from_prompts: int | None = Field(default=None, ge=1)
 
     @field_validator("panel")
     @classmethod

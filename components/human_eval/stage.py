@@ -3,7 +3,8 @@
     evaluation > batch of blind pairs > evidence database > judgements > statistics > `human_evidence`
 
 With people as raters the step only opens the batch and reports what is there so far (`complete` is false until every
-pair has its votes); run again later, it finds the same batch with the votes that have come in. A plugged-in panel
+pair has its votes); run again later, it finds the same batch with the votes that have come in. Where its inputs lie
+goes into the artifact's manifest, so that a later release run finds them again. A plugged-in panel
 judges at once, and its votes are marked as simulated or AI. What is complete is closed, so that nobody changes a vote
 that the gate has seen.
 """
@@ -11,6 +12,7 @@ that the gate has seen.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from components.human_eval.batch import Batch, GoldPair, Item, assign, build_batch
@@ -29,7 +31,15 @@ __all__ = ["run"]
 logger = logging.getLogger(__name__)
 
 
-def run(*, evaluation: str, dataset: str, output: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+def run(
+    *,
+    evaluation: str,
+    dataset: str,
+    output: str,
+    seed: int,
+    settings: dict[str, Any],
+    locations: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Writes a `human_evidence` artifact.
 
     Args:
@@ -38,6 +48,7 @@ def run(*, evaluation: str, dataset: str, output: str, seed: int, settings: dict
         output: Where the artifact shall be.
         seed: Seed of the raters' turns and of the bootstrap.
         settings: A `HumanEvalSettings` as a dict.
+        locations: Addresses of `evaluation` and `dataset`, under which a later run finds them; their folders if None.
 
     Returns:
         `complete`, `batch_id`, `digest`, and of candidate against reference `win_rate`, `lower`, `upper`, `n_prompts`,
@@ -61,7 +72,14 @@ def run(*, evaluation: str, dataset: str, output: str, seed: int, settings: dict
         judgements = database.judgements(batch.batch_id)
         evidence = weigh_evidence(batch, judgements, seed=seed)
         _close_if_settled(database, batch, evidence)
-        digest = _write(output, batch, judgements, evidence)
+        about = {
+            "seed": seed,
+            "locations": dict(locations or {"evaluation": evaluation, "dataset": dataset}),
+            "panel": parsed.panel,
+            "deadline": database.deadline(batch.batch_id).isoformat(),
+            "closed": database.closure(batch.batch_id) is not None,
+        }
+        digest = _write(output, batch, judgements, evidence, about)
         result = {"digest": digest, **_headline(evidence)}
         _track(tracked, evidence)
     if not result["complete"]:
@@ -99,7 +117,7 @@ def _close_if_settled(database: EvidenceDatabase, batch: Batch, evidence: Eviden
         database.close(batch.batch_id, actor="human_eval", reason="Complete: the evidence was read.")
 
 
-def _write(output: str, batch: Batch, judgements: list[Judgement], evidence: Evidence) -> str:
+def _write(output: str, batch: Batch, judgements: list[Judgement], evidence: Evidence, about: Mapping[str, Any]) -> str:
     items = {item.item_id: item for item in batch.items}
     with write_artifact(
         output,
@@ -115,7 +133,7 @@ def _write(output: str, batch: Batch, judgements: list[Judgement], evidence: Evi
         )
         write_jsonl(draft.path / "outcomes.jsonl", (outcome.as_json() for outcome in evidence.outcomes))
         write_json(draft.path / "statistics.json", evidence.statistics)
-        draft.metadata.update(_headline(evidence))
+        draft.metadata.update(_headline(evidence) | dict(about))
     return read_artifact(output, "human_evidence").digest
 
 

@@ -6,7 +6,48 @@ from kfp import dsl
 
 from components.shared.images import LIGHT_IMAGE
 
-__all__ = ["keep_champion", "live_models", "promote", "release_gate", "roll_back"]
+__all__ = ["keep_champion", "live_models", "open_release", "promote", "release_gate", "roll_back"]
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def open_release(
+    evaluation: dsl.Input[dsl.Artifact],
+    dataset: dsl.Input[dsl.Dataset],
+    reward_model: dsl.Input[dsl.Model],
+    heldout_reward_model: dsl.Input[dsl.Model],
+    digests: dict,
+    order: str,
+    attempt: int,
+    holder: str,
+    candidate: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045 (KFP reads typing.Optional only)
+    history: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045
+):
+    """Opens a release run: makes sure that it is this run's turn, and that the artifacts are those that were ordered.
+
+    Args:
+        evaluation: Answers, models and figures.
+        dataset: Validated dataset with the prompts.
+        reward_model: Reward model that was optimised.
+        heldout_reward_model: Reward model that never was.
+        digests: Digest that each artifact must have, by role.
+        order: Release order that this run was started for; empty for none.
+        attempt: As which attempt.
+        holder: Names this run.
+        candidate: Policy under judgement; absent for a live model.
+        history: Its training history.
+    """
+    from components.release_gate.opening import open_release as run_opening
+
+    given = {
+        "candidate": candidate,
+        "evaluation": evaluation,
+        "dataset": dataset,
+        "reward_model": reward_model,
+        "heldout_reward_model": heldout_reward_model,
+        "history": history,
+    }
+    folders = {role: artifact.path for role, artifact in given.items() if artifact}
+    run_opening(folders=folders, digests=digests, order=order, attempt=attempt, holder=holder)
 
 
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
@@ -59,6 +100,13 @@ def release_gate(
         policy=policy,
         model_name=model_name,
         seed=seed,
+        locations={
+            "candidate": candidate.uri if candidate else "",
+            "evaluation": evaluation.uri,
+            "reward_model": reward_model.uri,
+            "heldout_reward_model": heldout_reward_model.uri,
+            "history": history.uri if history else "",
+        },
     )
     decision.metadata.update(result)
     return result["verdict"], result["promote"], result["roll_back"]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from components.release_gate.announcements import SCRATCH_SUFFIX
 from components.release_gate.entries import LedgerView
 from components.release_gate.office import Office, open_office, verify
 from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_file
@@ -26,8 +27,6 @@ from components.shared.champion import download_policy
 from components.shared.files import write_json, write_text
 
 __all__ = ["SCRATCH_SUFFIX", "run_drill"]
-
-SCRATCH_SUFFIX = ".drill"
 
 
 def run_drill(model: str, *, actor: str, office: Office | None = None) -> dict[str, Any]:

@@ -21,11 +21,14 @@ from sqlalchemy import Connection, inspect, select
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from components.release_gate.anchor import Anchor, LedgerAlteredError, ObjectAnchor, check_anchor, open_anchor
+from components.release_gate.announcements import notice_of
 from components.release_gate.entries import GENESIS, Entry, LedgerView, Move, entry_hash
 from components.release_gate.states import NEW, Event, IllegalMoveError, State, is_live, next_state
 from components.shared.errors import PlumblineError
 from components.shared.files import canonical_json
 from components.shared.ledger_table import LEDGER, METADATA, database_url, open_engine, sqlite_file
+from components.shared.notices import write_notice
+from components.shared.release_tables import create_release_tables
 
 __all__ = ["Ledger", "LedgerReport", "Planner", "open_ledger"]
 
@@ -78,6 +81,7 @@ class Ledger:
         self._engine = open_engine(url)
         self._anchor = anchor
         self._create_table()
+        create_release_tables(self._engine)
 
     def view(self, model: str) -> LedgerView:
         """The model's ledger as it is now."""
@@ -149,6 +153,8 @@ class Ledger:
             added = _chain(view, plan(view))
             for entry in added:
                 connection.execute(LEDGER.insert().values(**asdict(entry)))
+                if (notice := notice_of(entry)) is not None:
+                    write_notice(connection, notice)
         return LedgerView(model, view.entries + added), added
 
     def _create_table(self) -> None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from components.release_gate.awaiting import read_awaited, record_order
 from components.release_gate.criteria import judge_all
 from components.release_gate.divergence import measure_gap
 from components.release_gate.dossier import keep_dossier
@@ -103,8 +105,11 @@ def run_gate(
     policy: str,
     model_name: str,
     seed: int,
+    locations: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Judges a candidate (or the live model) and writes a `decision` artifact.
+
+    Where people are still judging, it holds, and records the order under which it is judged again.
 
     Args:
         candidate: `policy` artifact; "" in mode `live`, where the ledger says which version is judged.
@@ -118,6 +123,7 @@ def run_gate(
         policy: Name of a shipped gate policy, or path of one.
         model_name: Registered model.
         seed: Of the bootstrap.
+        locations: Address of each artifact, by parameter, under which a later run finds it; their folders if None.
 
     Returns:
         `verdict`, `promote`, `roll_back`, `version`, `state`, `champion` and the decision's `digest`.
@@ -148,6 +154,9 @@ def run_gate(
         criteria = judge_all(case) + _rejected_before(view, subject)
         judgement = _with_notes(decide(criteria, live=case.live), _unchecked_baseline(subject))
         judgement = _nowhere_to_go_back(judgement, subject)
+        awaited = read_awaited(evidence) if judgement.verdict is Verdict.HOLD else None
+        if awaited is not None:
+            judgement = replace(judgement, reasons=[awaited.reason, *judgement.reasons])
         digests = _digests(case, subject)
         found = [criterion.as_dict() for criterion in judgement.criteria]
         judged = JudgedRelease(
@@ -161,7 +170,27 @@ def run_gate(
             seed=seed,
             raters=_people(case),
         )
-        version, state = _record(office, model_name, subject, judged)
+        folders = {
+            "candidate": candidate,
+            "evaluation": evaluation,
+            "reward_model": reward_model,
+            "heldout_reward_model": heldout_reward_model,
+            "history": history,
+        }
+
+        def order(version: str) -> None:
+            if awaited is not None:
+                record_order(
+                    awaited,
+                    model=model_name,
+                    version=version,
+                    mode=mode,
+                    policy=policy,
+                    folders=folders,
+                    locations=locations or {},
+                )
+
+        version, state = _record(office, model_name, subject, judged, order)
         if not case.live:
             judgement = _with_notes(judgement, unknown_requester(office.ledger.view(model_name), version, judged))
         decision = _decision(case, judgement, judged, model_name, version)
@@ -380,11 +409,16 @@ def _digests(case: Case, subject: _Subject) -> dict[str, str]:
     }
 
 
-def _record(office: Office, model: str, subject: _Subject, judged: JudgedRelease) -> tuple[str, State]:
+def _record(
+    office: Office, model: str, subject: _Subject, judged: JudgedRelease, order: Callable[[str], None]
+) -> tuple[str, State]:
+    """Registers and records; `order` is recorded before the verdict, so that no verdict waits for a run without one."""
     if subject.artifact is None:
         version = str(subject.version)
+        order(version)
         return version, record_live_verdict(office, model, version, judged)
     version = register(office, model, subject.artifact, judged)
+    order(version)
     state = record_verdict(office, model, version, judged)
     office.sync_aliases(model)
     return version, state

@@ -72,12 +72,15 @@ def report(
 
 
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
-def finish(status: dsl.PipelineTaskFinalStatus, model_name: str):
+def finish(status: dsl.PipelineTaskFinalStatus, model_name: str, order: str = "", attempt: int = 0, holder: str = ""):
     """Ends the run in the tracking server and sends a notice, whether the run succeeded or failed.
 
     Args:
         status: How the pipeline ended; filled in by Kubeflow Pipelines.
         model_name: Registered model, named in the notice.
+        order: Release order that this run was started for; empty for none.
+        attempt: As which attempt.
+        holder: Name under which this run took the order.
     """
     from components.report.notice import finish_run
 
@@ -86,4 +89,7 @@ def finish(status: dsl.PipelineTaskFinalStatus, model_name: str):
         error_message=status.error_message,
         resource_name=status.pipeline_job_resource_name,
         model_name=model_name,
+        order=order,
+        attempt=attempt,
+        holder=holder,
     )

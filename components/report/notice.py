@@ -1,35 +1,33 @@
 """The last step of every run: end it in the tracking server and tell people how it ended.
 
 The notice goes to the log and, if `PLUMBLINE_WEBHOOK_URL` is set, to that address as a JSON body that Slack and its
-likes understand. Telling people is best effort: a webhook that is down is logged and never turns a good run into a
-failed one.
+likes understand. With a database the notice waits there until it is delivered (`components.shared.notices`), together
+with those of the run's events. A webhook that is down is logged and never turns a good run into a failed one.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from components.shared import notices
 from components.shared.errors import InputError
 from components.shared.files import digest_of, read_jsonl
+from components.shared.ledger_table import DATABASE_VARIABLE
+from components.shared.notices import WEBHOOK_VARIABLE
 from components.shared.progress import PROGRESS_VARIABLE
+from components.shared.release_orders import open_orders
 from components.shared.tracking import close_pipeline_run, pipeline_usage
 from components.shared.usage import add_up, in_words
 
 __all__ = ["WEBHOOK_VARIABLE", "Notice", "build_notice", "deliver", "find_failure", "finish_run"]
 
-WEBHOOK_VARIABLE = "PLUMBLINE_WEBHOOK_URL"
-
 _TRIES = 3
-_TIMEOUT_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_CAUSE = 1500
 
@@ -71,14 +69,26 @@ class Notice:
         }
 
 
-def finish_run(*, state: str, error_message: str | None, resource_name: str, model_name: str) -> Notice:
-    """Ends the pipeline's run in the tracking server and sends the notice.
+def finish_run(
+    *,
+    state: str,
+    error_message: str | None,
+    resource_name: str,
+    model_name: str,
+    order: str = "",
+    attempt: int = 0,
+    holder: str = "",
+) -> Notice:
+    """Ends the pipeline's run in the tracking server, and the release order that it ran, and sends the notice.
 
     Args:
         state: `SUCCEEDED`, `FAILED` or `CANCELLED`.
         error_message: What the orchestrator says of a failure.
         resource_name: The orchestrator's name of the run, used where `PLUMBLINE_RUN_ID` is not set.
         model_name: The registered model.
+        order: The release order that was run; empty for none.
+        attempt: As which attempt.
+        holder: The name under which the run took it.
 
     Returns:
         The notice.
@@ -86,10 +96,28 @@ def finish_run(*, state: str, error_message: str | None, resource_name: str, mod
     run_id = os.environ.get("PLUMBLINE_RUN_ID") or resource_name
     notice = build_notice(state=state, error_message=error_message, run_id=run_id, model_name=model_name)
     logger.log(logging.INFO if state == "SUCCEEDED" else logging.ERROR, "%s", notice.text)
-    if url := os.environ.get(WEBHOOK_VARIABLE):
-        deliver(notice, url)
+    if order:
+        open_orders().end(order, attempt, holder, failed=state != "SUCCEEDED", problem=notice.text)
+    _tell(notice)
     close_pipeline_run(state)
     return notice
+
+
+def _tell(notice: Notice) -> None:
+    """Through the outbox where there is a database: what cannot be delivered now is delivered by whoever comes next."""
+    url = os.environ.get(WEBHOOK_VARIABLE)
+    if os.environ.get(DATABASE_VARIABLE):
+        try:
+            outbox = notices.open_outbox()
+            details = {name: value for name, value in notice.as_json().items() if name not in ("id", "text")}
+            outbox.add(notices.Notice(notice.id, "run_ended", notice.text, details))
+            if url:
+                outbox.send(url)
+            return
+        except (SQLAlchemyError, OSError) as error:
+            logger.warning("The outbox cannot be used: %s", str(error).partition("\n")[0])
+    if url:
+        deliver(notice, url)
 
 
 def build_notice(*, state: str, error_message: str | None, run_id: str, model_name: str) -> Notice:
@@ -152,11 +180,11 @@ def deliver(notice: Notice, url: str, *, pause_seconds: float = _FIRST_PAUSE_SEC
     Returns:
         Whether it was delivered; a failure is logged.
     """
-    if not _is_http(url):
+    if not notices.is_http(url):
         logger.error("The notice was not delivered: %s is not an http or https address.", WEBHOOK_VARIABLE)
         return False
     for attempt in range(1, _TRIES + 1):
-        problem, final = _post(notice, url)
+        problem, final = notices.post(notice.as_json(), url)
         if problem is None:
             return True
         logger.warning("The notice was not delivered (try %d of %d): %s", attempt, _TRIES, problem)
@@ -166,32 +194,3 @@ def deliver(notice: Notice, url: str, *, pause_seconds: float = _FIRST_PAUSE_SEC
             time.sleep(pause_seconds * 2 ** (attempt - 1))
     logger.error("The notice was given up; the run is not affected.")
     return False
-
-
-def _is_http(url: str) -> bool:
-    try:
-        return urlsplit(url).scheme in ("http", "https")
-    except ValueError:  # a malformed host
-        return False
-
-
-def _post(notice: Notice, url: str) -> tuple[str | None, bool]:
-    """One delivery: what went wrong (None: nothing), and whether trying again is pointless."""
-    request = urllib.request.Request(
-        url,
-        data=json.dumps(notice.as_json()).encode(),
-        headers={"Content-Type": "application/json", "Idempotency-Key": notice.id, "User-Agent": "plumbline"},
-        method="POST",
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
-            return None, False
-    except urllib.error.HTTPError as error:
-        with error:
-            return f"the receiver answered {error.code}", error.code < 500 and error.code not in (408, 429)
-    except urllib.error.URLError as error:
-        return f"the receiver cannot be reached: {error.reason}", False
-    except (OSError, http.client.HTTPException) as error:
-        return f"the receiver broke the connection: {type(error).__name__}", False
-    except ValueError:
-        return "the address is malformed", True

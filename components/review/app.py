@@ -27,8 +27,10 @@ from components.review.protection import FormTokens, Protection
 from components.review.readiness import Readiness
 from components.review.releases import ReleaseBoard
 from components.review.settings import SECRET_VARIABLE, ReviewSettings
+from components.review.watch import Watch
 from components.shared import report
 from components.shared.errors import InputError
+from components.shared.release_orders import StartRun
 
 __all__ = ["create_app"]
 
@@ -40,13 +42,20 @@ _KEEP = {"cache-control": "public, max-age=3600"}
 site = APIRouter(include_in_schema=False)
 
 
-def create_app(settings: ReviewSettings, *, secret: str, database: EvidenceDatabase | None = None) -> FastAPI:
+def create_app(
+    settings: ReviewSettings,
+    *,
+    secret: str,
+    database: EvidenceDatabase | None = None,
+    start: StartRun | None = None,
+) -> FastAPI:
     """Makes the service.
 
     Args:
         settings: How people sign in, and what they may do.
         secret: Signs sessions and forms, keys the pseudonyms; at least 32 characters.
         database: Evidence database; that of the environment if None.
+        start: Starts the release run of a batch that has closed; None starts none.
 
     Raises:
         InputError: The secret is too short, or the database is not set.
@@ -57,9 +66,17 @@ def create_app(settings: ReviewSettings, *, secret: str, database: EvidenceDatab
             where=SECRET_VARIABLE,
             hint="Make one with `openssl rand -hex 32`, and keep it: pseudonyms depend on it.",
         )
-    app = FastAPI(title="Plumbline review", version="1", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     desk = RatingDesk(database or open_database())
-    metrics = Metrics(desk)
+    watch = Watch(desk, start=start)
+    app = FastAPI(
+        title="Plumbline review",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+        lifespan=watch.lifespan(settings.watch_seconds),
+    )
+    metrics = Metrics(desk, watch)
     app.state.review = Review(
         settings=settings,
         desk=desk,

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.human_eval.desk import RatingDesk
+from components.review.watch import Watch
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -24,9 +25,10 @@ class Metrics:
 
     Args:
         desk: Whose batches are counted when Prometheus asks.
+        watch: Whose last look is told.
     """
 
-    def __init__(self, desk: RatingDesk) -> None:
+    def __init__(self, desk: RatingDesk, watch: Watch) -> None:
         self._registry = CollectorRegistry()
         labels = ["method", "route"]
         self._requests = Counter(
@@ -42,6 +44,7 @@ class Metrics:
             "plumbline_review_decisions", "Decisions on releases.", ["action"], registry=self._registry
         )
         self._registry.register(_Batches(desk))
+        self._registry.register(_Watched(watch))
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""
@@ -91,3 +94,23 @@ class _Batches(Collector):
         yield GaugeMetricFamily("plumbline_review_open_batches", "Batches that await people.", value=len(batches))
         yield votes
         yield needed
+
+
+class _Watched(Collector):
+    """How the watch over batches and notices is doing, for alerts."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Time of the last look, and notices that are not delivered."""
+        yield GaugeMetricFamily(
+            "plumbline_review_last_watch_timestamp_seconds",
+            "When the service last looked for batches that have ended; 0: never.",
+            value=self._watch.last_look,
+        )
+        yield GaugeMetricFamily(
+            "plumbline_review_notices_undelivered",
+            "Notices that no receiver has confirmed.",
+            value=len(self._watch.outbox.undelivered()),
+        )

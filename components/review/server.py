@@ -13,12 +13,20 @@ from components.review.app import create_app
 from components.review.people import LocalLogin
 from components.review.settings import SECRET_VARIABLE, ReviewSettings
 from components.shared.errors import InputError
+from components.shared.release_orders import StartRun
 from components.shared.settings import load_settings
 
 __all__ = ["review_settings", "secret_of", "serve", "with_local_people"]
 
 
-def serve(settings: ReviewSettings, *, secret: str, logins: list[str], tell: Callable[[str], None]) -> None:
+def serve(
+    settings: ReviewSettings,
+    *,
+    secret: str,
+    logins: list[str],
+    tell: Callable[[str], None],
+    start: StartRun | None = None,
+) -> None:
     """Serves until it is stopped.
 
     Args:
@@ -26,8 +34,9 @@ def serve(settings: ReviewSettings, *, secret: str, logins: list[str], tell: Cal
         secret: Of the service.
         logins: Who gets a one-time link; only where people sign in locally.
         tell: Shows a line to whoever started it.
+        start: Starts release runs; None: the service closes batches and sends notices only.
     """
-    app = create_app(settings, secret=secret)
+    app = create_app(settings, secret=secret, start=start)
     login = app.state.review.login
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     tell(f"Review service: http://{host}:{settings.port}")

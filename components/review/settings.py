@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from components.shared.pseudonyms import PSEUDONYM_KEY
 from components.shared.settings import StrictModel
 
-__all__ = ["EVERYBODY", "SECRET_VARIABLE", "ReviewSettings", "RoleSettings"]
+__all__ = ["EVERYBODY", "SECRET_VARIABLE", "KfpTrigger", "ReleaseTrigger", "ReviewSettings", "RoleSettings"]
 
 SECRET_VARIABLE = PSEUDONYM_KEY
 """Signs sessions and forms, and keys the pseudonyms: it must stay the same, or raters become strangers."""
@@ -32,6 +32,44 @@ class RoleSettings(StrictModel):
     auditor: tuple[str, ...] = ()
 
 
+class KfpTrigger(StrictModel):
+    """Release runs on Kubeflow Pipelines.
+
+    Attributes:
+        host: Address of its API; empty inside a cluster, where the client finds it.
+        namespace: Namespace of the runs.
+        pipeline: Uploaded pipeline for candidates (`plumbline compile --pipeline release`).
+        live_pipeline: The same for live models.
+        experiment: Experiment of the runs.
+        service_account: Service account of the steps; KFP's default if empty. It must be able to promote.
+    """
+
+    host: str = ""
+    namespace: str = "kubeflow"
+    pipeline: str = "plumbline-release"
+    live_pipeline: str = "plumbline-release-live"
+    experiment: str = "plumbline"
+    service_account: str = ""
+
+
+class ReleaseTrigger(StrictModel):
+    """What starts the release run of a batch that has closed; with neither, `plumbline release` on this machine.
+
+    Attributes:
+        command: A command; `--model-name`, `--version`, `--order` and `--attempt` are appended to it.
+        kfp: Kubeflow Pipelines.
+    """
+
+    command: tuple[str, ...] = ()
+    kfp: KfpTrigger | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> ReleaseTrigger:
+        if self.command and self.kfp:
+            raise ValueError("give command or kfp, not both")
+        return self
+
+
 class ReviewSettings(StrictModel):
     """How people sign in, and what they may do.
 
@@ -49,6 +87,9 @@ class ReviewSettings(StrictModel):
         ai: Logins of AI judges; their votes are marked.
         session_hours: How long a local sign-in lasts.
         secure_cookies: Cookies over HTTPS only.
+        watch_seconds: How often it looks for batches that have ended, starts their release runs and sends notices; 0
+            leaves all that to a schedule (`plumbline release --due`).
+        release_trigger: What starts a release run.
     """
 
     host: str = "127.0.0.1"
@@ -63,6 +104,8 @@ class ReviewSettings(StrictModel):
     ai: tuple[str, ...] = ()
     session_hours: float = Field(default=12.0, gt=0.0)
     secure_cookies: bool = False
+    watch_seconds: float = Field(default=15.0, ge=0.0)
+    release_trigger: ReleaseTrigger = ReleaseTrigger()
 
     @field_validator("trusted_peers")
     @classmethod

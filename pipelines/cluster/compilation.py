@@ -45,6 +45,8 @@ PIPELINES = {
     "rlhf": PipelineKind("pipelines.rlhf:build_rlhf", "training"),
     "preference": PipelineKind("pipelines.preference:build_preference", "training"),
     "soak": PipelineKind("pipelines.soak:build_soak", "promotion"),
+    "release": PipelineKind("pipelines.release:build_release_run", "promotion"),
+    "release-live": PipelineKind("pipelines.release:build_live_release_run", "promotion"),
 }
 
 

@@ -1,0 +1,215 @@
+"""Release runs of their own: by hand on this machine, and what starts them when a batch has closed.
+
+run_release          `plumbline release --model-name M`: judges what waits for evidence, here and now
+start_due            `plumbline release --due`: closes what has ended and starts every run that is due, once
+make_start           the same for the review service: by a command, or through Kubeflow Pipelines
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from components.review.settings import KfpTrigger, ReleaseTrigger
+from components.shared.errors import InputError, PlumblineError
+from components.shared.files import read_json
+from components.shared.release_orders import ReleaseOrder, StartRun, open_orders
+from pipelines.local import RunResult, run_local
+from pipelines.settings import load_run_settings
+from pipelines.workspace import Workspace
+
+__all__ = ["CommandStart", "KfpStart", "awaited_evidence", "make_start", "run_release", "start_due"]
+
+_logger = logging.getLogger(__name__)
+
+_OF_ANOTHER_RUN = ("evidence", "decision", "report", "checkpoints")
+"""Artifacts of the run that asked which are not this run's, nor what it reads."""
+
+
+def run_release(
+    workspace: str,
+    model_name: str,
+    *,
+    version: str | None = None,
+    order_id: str | None = None,
+    attempt: int | None = None,
+    actor: str,
+    console: Console,
+) -> RunResult:
+    """Judges on this machine what waits for people's evidence.
+
+    Args:
+        workspace: Folder of local runs.
+        model_name: Registered model.
+        version: Its version; None takes the one that asked last.
+        order_id: The release order, where a service starts the run; else it is found by model and version, and taken if
+            its batch is closed. On a batch that is still open the run judges what is there, and the run that the
+            batch's end starts comes all the same.
+        attempt: As which attempt the service started it.
+        actor: Who starts it.
+        console: Where progress is drawn.
+
+    Raises:
+        InputError: Nothing of the model waits for evidence, or the run that asked is not in this workspace.
+        OrderTakenError: A run of it is going on.
+    """
+    from pipelines.release import build_live_release_run, build_release_run, release_run_arguments
+
+    root = Workspace(workspace)
+    with root.services():
+        orders = open_orders()
+        order = orders.get(order_id) if order_id else orders.find(model_name, version)
+        if order_id is None:
+            attempt = orders.take(order.order_id, actor) if _is_closed(order) else 0
+    asked = root.run(order.run)
+    settings = load_run_settings(str(asked.settings))
+    settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})
+    build = build_release_run if order.mode == "candidate" else build_live_release_run
+    made = asked.path / "artifacts.json"
+    known = read_json(made) if made.is_file() else {}
+    result = run_local(
+        settings,
+        build(settings),
+        release_run_arguments(order, attempt=attempt or 0),
+        name=f"{settings.name}-release",
+        console=console,
+        given={role: uri for role, uri in {**known, **order.uris}.items() if role not in _OF_ANOTHER_RUN},
+    )
+    if result.failure and attempt:
+        with root.services():  # a run that failed before its first step has told nobody
+            orders.fail_start(order.order_id, attempt, result.run.run_id, result.failure.cause)
+    return result
+
+
+def start_due(start: StartRun) -> dict[str, Any]:
+    """Closes batches that have ended, starts the run of each that is closed and has none, sends notices.
+
+    Returns:
+        `closed` (batches), `started` (order, model, version, attempt), `delivered` (notices).
+    """
+    from components.human_eval.database import open_database
+    from components.human_eval.desk import RatingDesk
+    from components.review.watch import Watch
+
+    look = Watch(RatingDesk(open_database()), start=start).look()
+    return {"closed": look.closed, "started": look.started, "delivered": look.delivered}
+
+
+def awaited_evidence() -> list[dict[str, Any]]:
+    """What waits for people, or for the run that their evidence starts: a line an order that has not ended."""
+    from components.human_eval.database import open_database
+    from components.human_eval.desk import RatingDesk
+
+    desk, orders = RatingDesk(open_database()), open_orders()
+    return [_describe(desk, order, orders.state(order.order_id)) for order in orders.unfinished()]
+
+
+def make_start(trigger: ReleaseTrigger, workspace: Workspace) -> StartRun:
+    """What starts release runs, as the settings of the review service say."""
+    if trigger.kfp:
+        return KfpStart(trigger.kfp)
+    own = [sys.executable, "-m", "pipelines.cli", "release", "--workspace", str(workspace.root), "--json"]
+    return CommandStart(trigger.command or own, log=workspace.state / "release-runs.log")
+
+
+class CommandStart:
+    """Starts a release run as a command that outlives whoever started it.
+
+    Args:
+        command: The command; what is to be judged is appended to it.
+        log: Where its output goes.
+    """
+
+    def __init__(self, command: Sequence[str], *, log: Path) -> None:
+        self._command = list(command)
+        self._log = log
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, order: ReleaseOrder, attempt: int) -> None:
+        """Starts it.
+
+        Raises:
+            OSError: There is no such command.
+        """
+        self._children = [child for child in self._children if child.poll() is None]
+        names = {"--model-name": order.model, "--version": order.version, "--order": order.order_id}
+        what = [part for pair in {**names, "--attempt": str(attempt)}.items() for part in pair]
+        with open(self._log, "ab") as log:
+            child = subprocess.Popen(
+                [*self._command, *what], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._children.append(child)
+
+
+class KfpStart:
+    """Submits the compiled release pipeline to Kubeflow Pipelines.
+
+    Args:
+        settings: Where, and which pipeline.
+    """
+
+    def __init__(self, settings: KfpTrigger) -> None:
+        self._settings = settings
+
+    def __call__(self, order: ReleaseOrder, attempt: int) -> None:
+        """Submits the newest version of the pipeline for the order's mode.
+
+        Raises:
+            PlumblineError: The API does not answer, or has no such pipeline.
+        """
+        from kfp import Client
+        from kfp_server_api.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        from pipelines.release import release_run_arguments
+
+        at = self._settings
+        name = at.pipeline if order.mode == "candidate" else at.live_pipeline
+        try:
+            client = Client(host=at.host or None, namespace=at.namespace)
+            pipeline = client.get_pipeline_id(name)
+            if pipeline is None:
+                hint = "Upload what `plumbline compile --pipeline release` wrote."
+                raise InputError(f"there is no pipeline {name!r}.", where=at.host or "Kubeflow Pipelines", hint=hint)
+            newest = client.list_pipeline_versions(pipeline, page_size=1, sort_by="created_at desc")
+            experiment: Any = client.create_experiment(at.experiment, namespace=at.namespace)
+            client.run_pipeline(
+                experiment.experiment_id,
+                job_name=f"release {order.model} {order.version}, {order.order_id[:8]}, attempt {attempt}",
+                params=release_run_arguments(order, attempt=attempt),
+                pipeline_id=pipeline,
+                version_id=newest.pipeline_versions[0].pipeline_version_id,
+                enable_caching=False,
+                service_account=at.service_account or None,
+            )
+        except (ApiException, HTTPError, OSError, ValueError, RuntimeError) as error:
+            said = str(error).partition("\n")[0]
+            raise PlumblineError(f"the release run was not submitted: {said}", where=at.host or "Kubeflow") from error
+
+
+def _is_closed(order: ReleaseOrder) -> bool:
+    from components.human_eval.database import open_database
+
+    return open_database().closure(order.batch_id) is not None
+
+
+def _describe(desk: Any, order: ReleaseOrder, state: Any) -> dict[str, Any]:
+    closure, progress = desk.database.closure(order.batch_id), desk.progress(order.batch_id, "")
+    return {
+        "model": order.model,
+        "version": order.version,
+        "mode": order.mode,
+        "batch_id": order.batch_id,
+        "votes": progress.votes,
+        "votes_needed": progress.votes_needed,
+        "deadline": desk.database.deadline(order.batch_id).isoformat(),
+        "closed": closure.reason if closure else None,
+        "release_run": state.status,
+        "attempt": state.attempt,
+    }

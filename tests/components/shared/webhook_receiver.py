@@ -1,0 +1,42 @@
+"""A webhook's receiver on loopback, for tests."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+__all__ = ["receive"]
+
+
+@contextmanager
+def receive(*answers: int) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Gives these status codes in turn (the last one for ever); 0 hangs up.
+
+    Yields:
+        Its address, and the bodies that it got.
+    """
+    received: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            answer = answers[min(len(received), len(answers)) - 1]
+            if answer:
+                self.send_response(answer)
+                self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keeps the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook", received
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
