@@ -177,7 +177,7 @@ class KfpStart:
             if pipeline is None:
                 hint = "Upload what `plumbline compile --pipeline release` wrote."
                 raise InputError(f"there is no pipeline {name!r}.", where=at.host or "Kubeflow Pipelines", hint=hint)
-            newest = client.list_pipeline_versions(pipeline, page_size=1, sort_by="created_at desc")
+            newest: Any = client.list_pipeline_versions(pipeline, page_size=1, sort_by="created_at desc")
             experiment: Any = client.create_experiment(at.experiment, namespace=at.namespace)
             client.run_pipeline(
                 experiment.experiment_id,

@@ -10,7 +10,9 @@ import yaml
 
 from components.shared.code_version import code_version
 from components.shared.errors import InputError
+from components.shared.release_orders import make_order
 from pipelines.cluster import compile_pipeline
+from pipelines.release import release_run_arguments
 from pipelines.settings import RunSettings, load_run_settings
 
 _PURE = {
@@ -103,6 +105,45 @@ def test_soak_never_caches(tmp_path: Path) -> None:
         "report",
     }
     assert not any((task.get("cachingOptions") or {}).get("enableCache") for task in tasks.values())
+
+
+@pytest.mark.parametrize(("pipeline", "move"), [("release", "promote"), ("release-live", "roll_back")])
+def test_a_release_run_opens_before_it_judges_and_finds_everything_by_address(
+    tmp_path: Path, pipeline: str, move: str
+) -> None:
+    spec = _compile(tmp_path, pipeline)
+    tasks = _tasks(spec)
+    assert set(tasks) == {"finish", "open_release", "human_eval", "release_gate", move, "keep_champion", "report"}
+    assert not any((task.get("cachingOptions") or {}).get("enableCache") for task in tasks.values())
+    judging = next(
+        task
+        for dag in [spec["root"]["dag"], *(found["dag"] for found in spec["components"].values() if "dag" in found)]
+        for task in dag["tasks"].values()
+        if "open-release" in task.get("dependentTasks", [])
+    )
+    assert judging["taskInfo"]["name"].startswith("plumbline-judge")
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    required = {
+        name for name, found in parameters.items() if "defaultValue" not in found and not found.get("isOptional")
+    }
+    assert required == {name for name in parameters if name.endswith("_uri")} | {"digests"}
+
+
+def test_the_parameters_of_an_order_are_those_of_the_compiled_pipeline(tmp_path: Path) -> None:
+    roles = {"candidate", "evaluation", "dataset", "reward_model", "heldout_reward_model", "history"}
+    order = make_order(
+        batch_id="b",
+        model="demo",
+        version="1",
+        mode="candidate",
+        run="r",
+        policy="demo",
+        seed=0,
+        settings={},
+        artifacts={role: {"uri": f"s3://bucket/{role}", "digest": "d"} for role in roles},
+    )
+    parameters = _compile(tmp_path, "release")["root"]["inputDefinitions"]["parameters"]
+    assert set(release_run_arguments(order, attempt=1)) == set(parameters)
 
 
 def test_resources_and_images_come_from_the_settings(tmp_path: Path) -> None:

@@ -17,13 +17,23 @@ from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "human_eval"))  # the small batches of the human evaluation's tests
 
-from tiny_panels import make_batch, make_gold_item, make_item
+from tiny_panels import make_batch, make_gold_item, make_item, make_judgement
 
 from components.human_eval.database import EvidenceDatabase, open_database
 from components.review.app import create_app
 from components.review.settings import ReviewSettings, RoleSettings
 
-__all__ = ["SECRET", "Client", "make_service", "open_batch", "serve_on_loopback", "token_in"]
+__all__ = [
+    "SECRET",
+    "Client",
+    "make_item",
+    "make_judgement",
+    "make_service",
+    "make_settings",
+    "open_batch",
+    "serve_on_loopback",
+    "token_in",
+]
 
 SECRET = "a secret of the tests, long enough for anything"
 USER_HEADER = "kubeflow-userid"
