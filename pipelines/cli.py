@@ -118,6 +118,7 @@ def release_checkpoint(run_id: str, step: int, workspace: str, as_json: bool) ->
 @click.option("--version", default=None, help="Its version; default: the one that asked last.")
 @click.option("--due", is_flag=True, help="Start the run of every batch that has ended and has none; for a schedule.")
 @click.option("--settings", "settings_file", default=None, help="With --due: the review service's YAML file.")
+@click.option("--force", is_flag=True, help="Also while a run of it seems to be going on: you know that it was killed.")
 @click.option("--order", "order_id", default=None, hidden=True)
 @click.option("--attempt", type=int, default=None, hidden=True)
 @_actor
@@ -128,6 +129,7 @@ def release(
     version: str | None,
     due: bool,
     settings_file: str | None,
+    force: bool,
     order_id: str | None,
     attempt: int | None,
     actor: str | None,
@@ -152,6 +154,7 @@ def release(
             version=version,
             order_id=order_id,
             attempt=attempt,
+            force=force,
             actor=_who(actor),
             console=_console(),
         )

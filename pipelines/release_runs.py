@@ -39,6 +39,7 @@ def run_release(
     version: str | None = None,
     order_id: str | None = None,
     attempt: int | None = None,
+    force: bool = False,
     actor: str,
     console: Console,
 ) -> RunResult:
@@ -52,6 +53,7 @@ def run_release(
             its batch is closed. On a batch that is still open the run judges what is there, and the run that the
             batch's end starts comes all the same.
         attempt: As which attempt the service started it.
+        force: Take the order also while a run of it seems to be going on.
         actor: Who starts it.
         console: Where progress is drawn.
 
@@ -66,7 +68,7 @@ def run_release(
         orders = open_orders()
         order = orders.get(order_id) if order_id else orders.find(model_name, version)
         if order_id is None:
-            attempt = orders.take(order.order_id, actor) if _is_closed(order) else 0
+            attempt = orders.take(order.order_id, actor, force=force) if _is_closed(order) else 0
     asked = root.run(order.run)
     settings = load_run_settings(str(asked.settings))
     settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})

@@ -40,8 +40,8 @@ MAX_ATTEMPTS = 5
 
 _START_LEASE = timedelta(minutes=10)
 """Until then a run that was started must have begun."""
-_RUN_LEASE = timedelta(hours=1)
-"""Until then a run that has begun must have ended: its steps take minutes."""
+_RUN_LEASE = timedelta(hours=2)
+"""Until then a run that has begun must have ended: its steps take minutes, but a cluster may let them wait."""
 _FIRST_PAUSE = timedelta(minutes=1)
 
 Mode = Literal["candidate", "live"]
@@ -316,8 +316,14 @@ class ReleaseOrders:
         with self._engine.connect().execution_options(write=True) as connection, connection.begin():
             return write_notice(connection, notice)
 
-    def take(self, order_id: str, by: str, *, now: datetime | None = None) -> int:
+    def take(self, order_id: str, by: str, *, force: bool = False, now: datetime | None = None) -> int:
         """Starts an order by hand, also one that has ended or was given up.
+
+        Args:
+            order_id: The order.
+            by: Who starts it.
+            force: Also while a run of it seems to be going on: somebody knows that it was killed.
+            now: The time; UTC.
 
         Returns:
             Number of the attempt.
@@ -329,12 +335,12 @@ class ReleaseOrders:
         with self._engine.connect().execution_options(write=True) as connection, connection.begin():
             state = _state(connection, order_id)
             row = _run_row(order_id, state.number, "started", state.attempt + 1, by, moment, _START_LEASE)
-            busy = state.status == "running" and (state.expires_at or "") > _text(moment)
+            busy = not force and state.status == "running" and (state.expires_at or "") > _text(moment)
             if busy or not add_if_new(connection, RELEASE_RUNS, row):
                 raise OrderTakenError(
                     f"attempt {state.attempt} is running since {state.at} ({state.holder}).",
                     where=f"release order {order_id}",
-                    hint=f"Wait for its end; it is taken for dead at {state.expires_at}.",
+                    hint=f"Wait for its end; it is taken for dead at {state.expires_at}. If it was killed: --force.",
                 )
             return state.attempt + 1
 

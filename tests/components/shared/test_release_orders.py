@@ -100,8 +100,8 @@ def test_a_start_that_came_to_nothing_is_made_again(orders: ReleaseOrders, order
 def test_a_run_that_was_lost_is_started_again(orders: ReleaseOrders, order: str) -> None:
     orders.start(order, "service", now=NOW)
     orders.begin(order, 1, "killed half-way", now=NOW)
-    assert orders.start(order, "service", now=NOW + timedelta(minutes=59)) is None
-    assert orders.start(order, "service", now=NOW + timedelta(minutes=61)) == 2
+    assert orders.start(order, "service", now=NOW + timedelta(minutes=119)) is None
+    assert orders.start(order, "service", now=NOW + timedelta(minutes=121)) == 2
 
 
 def test_a_start_that_comes_late_or_twice_runs_nothing(orders: ReleaseOrders, order: str) -> None:
@@ -158,6 +158,9 @@ def test_a_person_may_take_what_was_started_or_has_ended_but_not_what_runs(order
     orders.begin(order, 2, "mia's run", now=NOW)
     with pytest.raises(OrderTakenError, match="mia's run"):
         orders.take(order, "max", now=NOW)
-    orders.end(order, 2, "mia's run", failed=False, now=NOW)
-    assert orders.take(order, "max", now=NOW) == 3
+    assert orders.take(order, "max, who knows that it was killed", force=True, now=NOW) == 3
+    assert not orders.end(order, 2, "mia's run", failed=False, now=NOW)
+    orders.begin(order, 3, "max's run", now=NOW)
+    orders.end(order, 3, "max's run", failed=False, now=NOW)
+    assert orders.take(order, "max", now=NOW) == 4
     assert orders.start(order, "service", now=LATER) is None
