@@ -176,6 +176,13 @@ class EvidenceDatabase:
         with self.transaction() as connection:
             return list(connection.execute(select(BatchRow.batch_id).order_by(BatchRow.created_at)).scalars())
 
+    def unclosed(self) -> list[str]:
+        """Batches that are not closed, oldest first."""
+        closed = select(ClosureRow.batch_id)
+        query = select(BatchRow.batch_id).where(BatchRow.batch_id.not_in(closed)).order_by(BatchRow.created_at)
+        with self.transaction() as connection:
+            return list(connection.execute(query).scalars())
+
     def closure(self, batch_id: str) -> Closure | None:
         """Who closed a batch, when and why; None while it is open."""
         with self.transaction() as connection:

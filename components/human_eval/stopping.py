@@ -31,7 +31,7 @@ def close_what_has_ended(desk: RatingDesk, *, now: datetime | None = None) -> li
         now: The time; UTC.
     """
     moment, database = now or datetime.now(UTC), desk.database
-    unclosed = [batch_id for batch_id in database.batch_ids() if database.closure(batch_id) is None]
+    unclosed = database.unclosed()
     for batch_id in desk.open_batches():  # the desk itself closes what is complete
         _close_if_ended(desk, batch_id, moment)
     return [batch_id for batch_id in unclosed if database.closure(batch_id) is not None]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +20,9 @@ import pytest
 import yaml
 from small_run import latest_summary, make_small_world, plumbline, small_settings, write_settings
 
-from components.demo_world.raters import HumanRaters
 from components.shared.files import read_json, read_jsonl
 from components.shared.ledger_table import open_engine
 from components.shared.notices import WEBHOOK_VARIABLE
-from components.shared.records import PromptRecord
 from components.shared.release_orders import ReleaseOrders
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "components" / "shared"))
@@ -40,6 +39,7 @@ PEOPLE = {
     "gold_items": 8,
     "gold_min_count": 2,
     "practice_items": 1,
+    "undo_minutes": 0,
 }
 LENIENT = {
     "extends": "demo",
@@ -63,6 +63,7 @@ LENIENT = {
         "min_heldout_pairs": 2,
         "bootstrap_draws": 200,
         "require_checkpoints": False,
+        "min_checkpoint_prompts": 2,
     },
     "length_style": {"test": "non_inferiority", "margin": 0.49},
     "safety": {"margin": 1.0, "min_answers": 2},
@@ -148,22 +149,18 @@ def _wait_for(condition: Callable[[], Any], *, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def _rate(address: str, token: str, rater: str, liked: set[str]) -> int:
-    """A rater at work: likes the candidate's answers, and knows what is good in the checks."""
-    panel, done = HumanRaters(0), 0
+def _rate(address: str, token: str, liked: set[str], known: dict[str, set[str]]) -> int:
+    """A rater at work: likes the candidate's answers, and knows the demonstrations that the checks are made of."""
+    done = 0
     with httpx.Client(base_url=address, timeout=60.0) as http:
         http.post("/login", data={"token": token})
         http.headers["X-Form-Token"] = http.get("/api/v1/me").json()["form_token"]
         for batch in http.get("/api/v1/batches").json():
             while (task := http.post(f"/api/v1/batches/{batch['batch_id']}/next").json().get("task")) is not None:
                 texts = task["response_a"], task["response_b"]
-                if (texts[0] in liked) != (texts[1] in liked):
-                    answer = {"choice": "a" if texts[0] in liked else "b"}
-                else:
-                    record = PromptRecord(id=task["task_id"], prompt=task["prompt"], slice="unknown")
-                    finished = {"finished_a": task["finished_a"], "finished_b": task["finished_b"]}
-                    answer = {"choice": panel.judge(panel.raters[0], record, *texts, **finished)["choice"]}
-                given = {**answer, "rationale": "simulated", "revision": task["revision"]}
+                good = liked | known.get(str(task["prompt"]), set())
+                choice = "tie" if (texts[0] in good) == (texts[1] in good) else "a" if texts[0] in good else "b"
+                given = {"choice": choice, "revision": task["revision"]}
                 assert http.post(f"/api/v1/tasks/{task['task_id']}/answer", json=given).status_code == 200
                 done += 1
     return done
@@ -174,6 +171,15 @@ def _candidates_answers(folder: Path) -> set[str]:
     rows = list(read_jsonl(evaluation / "generations.jsonl"))
     of = {role: {row["response"] for row in rows if row["role"] == role} for role in ("candidate", "reference")}
     return of["candidate"] - of["reference"]
+
+
+def _demonstrations(folder: Path) -> dict[str, set[str]]:
+    """Completions by prompt."""
+    dataset, known = Path(_orders(folder).find("small").uris["dataset"]), defaultdict(set)
+    for split in ("train", "heldout"):
+        for row in read_jsonl(dataset / "sft" / f"{split}.jsonl"):
+            known[str(row["prompt"])].add(row["completion"])
+    return known
 
 
 def test_the_run_ends_held_and_says_what_it_waits_for(held: Path) -> None:
@@ -201,8 +207,8 @@ def test_votes_over_http_start_the_release_run_and_people_are_told(held: Path) -
     (order,) = _orders(held).all()
     with receive(503, 200) as (url, received):
         with _service(held, url) as (address, tokens):
-            liked = _candidates_answers(held)
-            judged = sum(_rate(address, tokens[rater], rater, liked) for rater in RATERS)
+            liked, known = _candidates_answers(held), _demonstrations(held)
+            judged = sum(_rate(address, tokens[rater], liked, known) for rater in RATERS)
             assert judged > 0
             _wait_for(lambda: _orders(held).state(order.order_id).done, seconds=600)
             _wait_for(lambda: len(_releases(held)) > before, seconds=120)
