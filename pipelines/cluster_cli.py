@@ -25,11 +25,11 @@ _profile = click.option(
 _settings = click.option(
     "--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one."
 )
-_pipeline = click.option(
-    "--pipeline",
-    type=click.Choice(["rlhf", "preference", "soak"]),
-    default=None,
-    help="Default: the training pipeline that the settings' `optimizer` asks for.",
+_PIPELINES = ["rlhf", "preference", "soak"]
+_default_pipeline = "Default: the training pipeline that the settings' `optimizer` asks for."
+_pipeline = click.option("--pipeline", type=click.Choice(_PIPELINES), default=None, help=_default_pipeline)
+_compiled = click.option(
+    "--pipeline", type=click.Choice([*_PIPELINES, "release", "release-live"]), default=None, help=_default_pipeline
 )
 
 
@@ -72,7 +72,7 @@ def connected(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("compile")
 @_settings
-@_pipeline
+@_compiled
 @_profile
 @click.option("--output", "-o", default=None, type=click.Path(dir_okay=False), help="Where to write KFP's IR YAML.")
 @click.option("--manifest", default=None, type=click.Path(dir_okay=False), help="Where to write Pipeline resources.")

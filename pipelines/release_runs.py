@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from components.review.settings import KfpTrigger, ReleaseTrigger
-from components.shared.errors import InputError, PlumblineError
+from components.shared.errors import InputError
 from components.shared.files import read_json
 from components.shared.release_orders import ReleaseOrder, StartRun, open_orders
 from pipelines.local import RunResult, run_local
@@ -163,36 +163,49 @@ class KfpStart:
         """Submits the newest version of the pipeline for the order's mode.
 
         Raises:
-            PlumblineError: The API does not answer, or has no such pipeline.
+            ApiError: The API refused, or does not answer.
+            InputError: It has no such pipeline, or its address is not known.
         """
-        from kfp import Client
-        from kfp_server_api.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
+        import kfp_server_api
 
+        from pipelines.cluster.connection import KFP, Connection
         from pipelines.release import release_run_arguments
 
         at = self._settings
+        kfp = KFP(Connection.find(at.host or None, at.namespace))
         name = at.pipeline if order.mode == "candidate" else at.live_pipeline
-        try:
-            client = Client(host=at.host or None, namespace=at.namespace)
-            pipeline = client.get_pipeline_id(name)
-            if pipeline is None:
-                hint = "Upload what `plumbline compile --pipeline release` wrote."
-                raise InputError(f"there is no pipeline {name!r}.", where=at.host or "Kubeflow Pipelines", hint=hint)
-            newest: Any = client.list_pipeline_versions(pipeline, page_size=1, sort_by="created_at desc")
-            experiment: Any = client.create_experiment(at.experiment, namespace=at.namespace)
-            client.run_pipeline(
-                experiment.experiment_id,
-                job_name=f"release {order.model} {order.version}, {order.order_id[:8]}, attempt {attempt}",
-                params=release_run_arguments(order, attempt=attempt),
-                pipeline_id=pipeline,
-                version_id=newest.pipeline_versions[0].pipeline_version_id,
-                enable_caching=False,
-                service_account=at.service_account or None,
-            )
-        except (ApiException, HTTPError, OSError, ValueError, RuntimeError) as error:
-            said = str(error).partition("\n")[0]
-            raise PlumblineError(f"the release run was not submitted: {said}", where=at.host or "Kubeflow") from error
+        body = kfp_server_api.V2beta1Run(
+            display_name=f"release {order.model} {order.version}, {order.order_id[:8]}, attempt {attempt}",
+            experiment_id=kfp.experiment(at.experiment),
+            pipeline_version_reference=_newest_version(kfp, name),
+            runtime_config=kfp_server_api.V2beta1RuntimeConfig(
+                parameters=release_run_arguments(order, attempt=attempt)
+            ),
+            service_account=at.service_account or None,
+        )
+        kfp.write(kfp.runs.run_service_create_run, body, what=f"start {body.display_name}")
+
+
+def _newest_version(kfp: Any, name: str) -> Any:
+    """The newest version of an uploaded pipeline, as a run's request names it."""
+    import kfp_server_api
+
+    from pipelines.cluster.connection import NotFoundError
+
+    hint = "Upload what `plumbline compile --pipeline release` (or release-live) wrote, or apply it with --manifest."
+    try:
+        by_name = kfp.pipelines.pipeline_service_get_pipeline_by_name
+        pipeline = kfp.read(by_name, name, what=f"pipeline {name}", **kfp.scope()).pipeline_id
+    except NotFoundError as error:
+        raise InputError(f"there is no pipeline {name!r}.", where=kfp.connection.host, hint=hint) from error
+    listing = kfp.pipelines.pipeline_service_list_pipeline_versions
+    options = {"pipeline_id": pipeline, "page_size": 1, "sort_by": "created_at desc"}
+    newest = kfp.read(listing, what=f"versions of {name}", **options).pipeline_versions
+    if not newest:
+        raise InputError(f"pipeline {name!r} has no version.", where=kfp.connection.host, hint=hint)
+    return kfp_server_api.V2beta1PipelineVersionReference(
+        pipeline_id=pipeline, pipeline_version_id=newest[0].pipeline_version_id
+    )
 
 
 def _is_closed(order: ReleaseOrder) -> bool:
