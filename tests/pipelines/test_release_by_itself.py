@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import httpx2 as httpx
 import pytest
@@ -33,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_gro
 RATERS = ("rita", "rolf", "ruth")
 PEOPLE = {
     "panel": "people",
-    "n_prompts": 20,
+    "n_prompts": 30,
     "checkpoint_prompts": 0,
     "votes_per_prompt": 2,
     "gold_items": 8,
@@ -150,7 +151,7 @@ def _wait_for(condition: Callable[[], Any], *, seconds: float) -> None:
 
 
 def _rate(address: str, token: str, liked: set[str], known: dict[str, set[str]]) -> int:
-    """A rater at work: likes the candidate's answers, and knows the demonstrations that the checks are made of."""
+    """A rater at work: likes most of the candidate's answers, and knows the demonstrations that checks are made of."""
     done = 0
     with httpx.Client(base_url=address, timeout=60.0) as http:
         http.post("/login", data={"token": token})
@@ -159,7 +160,10 @@ def _rate(address: str, token: str, liked: set[str], known: dict[str, set[str]])
             while (task := http.post(f"/api/v1/batches/{batch['batch_id']}/next").json().get("task")) is not None:
                 texts = task["response_a"], task["response_b"]
                 good = liked | known.get(str(task["prompt"]), set())
+                dislikes = not known.get(str(task["prompt"])) and crc32(str(task["prompt"]).encode()) % 6 == 0
                 choice = "tie" if (texts[0] in good) == (texts[1] in good) else "a" if texts[0] in good else "b"
+                if dislikes:  # all votes for one side would leave nothing to tell the effect of length by
+                    choice = {"a": "b", "b": "a"}.get(choice, choice)
                 given = {"choice": choice, "revision": task["revision"]}
                 assert http.post(f"/api/v1/tasks/{task['task_id']}/answer", json=given).status_code == 200
                 done += 1
