@@ -67,9 +67,14 @@ def cli() -> None:
 @cli.command()
 @click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
 @click.option("--seed", type=click.IntRange(min=0), help="Overrides the seed of the settings.")
+@click.option(
+    "--runner",
+    type=click.Choice(["subprocess", "docker"]),
+    help="Steps as processes here, or each in a container of its image; default: the settings' `execution.runner`.",
+)
 @_other_workspace
 @_as_json
-def run(settings_file: str, seed: int | None, workspace: str | None, as_json: bool) -> None:
+def run(settings_file: str, seed: int | None, runner: str | None, workspace: str | None, as_json: bool) -> None:
     """Run the whole pipeline on this machine.
 
     What did not change since an earlier run is reused; a training step that was killed goes on from its checkpoint.
@@ -81,6 +86,8 @@ def run(settings_file: str, seed: int | None, workspace: str | None, as_json: bo
         settings = settings.model_copy(update={"seed": seed})
     if workspace:
         settings = settings.executed(workspace=workspace)
+    if runner:
+        settings = settings.executed(runner=runner)
     from pipelines.runs import run_training
 
     _finish(run_training(settings, console=_console()), as_json)

@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from components.shared.artifacts import MANIFEST
 from components.shared.files import read_json, write_json, write_text
 from components.shared.progress import ask_to_stop
 from pipelines.console import Failure, Watcher
+from pipelines.containers import container_steps, terminate_steps
 from pipelines.settings import RunSettings
 from pipelines.workspace import RunFolder, Workspace
 
@@ -86,10 +87,10 @@ def run_local(
     watcher = Watcher(run.progress, console, _task_names(pipeline))
     with (
         workspace.environment(run, threads=settings.execution.threads_per_step),
-        _signals_to_the_step(run.progress) as signals,
+        _signals_to_the_step(run, in_containers=settings.execution.runner == "docker") as signals,
         watcher,
     ):
-        failed = _execute(workspace, run, pipeline, arguments)
+        failed = _execute(settings, workspace, run, pipeline, arguments)
     failure = (watcher.failure or _failure_from_log(run.log, watcher.names)) if failed else None
     if failure and signals:
         failure = Failure(failure.stage, f"interrupted by {signal.Signals(signals[0]).name}; run again to go on.")
@@ -111,24 +112,25 @@ def _task_names(pipeline: Any) -> dict[str, str]:
     return {name: task.task_info.name for dag in dags for name, task in dag.tasks.items()}
 
 
-def _execute(workspace: Workspace, run: RunFolder, pipeline: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+def _execute(settings: RunSettings, workspace: Workspace, run: RunFolder, pipeline: Any, arguments: Any) -> bool:
     """Runs the pipeline with everything that kfp and the steps print in the run's log; True when it failed."""
     from kfp import local
 
-    local.init(
-        runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(run.steps),
-        workspace_root=str(run.path / "scratch"),
-        raise_on_error=True,
-        enable_caching=True,
-        cache_root=str(workspace.cache),
-    )
     with (
+        _runner(settings, workspace, run, pipeline) as runner,
         open(run.log, "a", encoding="utf-8", buffering=1) as log,
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # kfp warns of every setting that only a cluster heeds
+        local.init(
+            runner=runner,
+            pipeline_root=str(run.steps),
+            workspace_root=str(run.path / "scratch"),
+            raise_on_error=True,
+            enable_caching=True,
+            cache_root=str(workspace.cache),
+        )
         try:
             pipeline(**arguments)
         except RuntimeError as error:  # what kfp.local raises when a task fails
@@ -139,14 +141,29 @@ def _execute(workspace: Workspace, run: RunFolder, pipeline: Callable[..., Any],
 
 
 @contextlib.contextmanager
-def _signals_to_the_step(progress_file: Path) -> Iterator[list[int]]:
+def _runner(settings: RunSettings, workspace: Workspace, run: RunFolder, pipeline: Any) -> Iterator[Any]:
+    """kfp's runner, as `execution.runner` says."""
+    if settings.execution.runner == "docker":
+        executors = pipeline.pipeline_spec.deployment_spec["executors"].values()
+        images = {executor["container"]["image"] for executor in executors if "container" in executor}
+        with container_steps(settings, workspace, run, images) as runner:
+            yield runner
+        return
+    from kfp import local
+
+    yield local.SubprocessRunner(use_venv=False)
+
+
+@contextlib.contextmanager
+def _signals_to_the_step(run: RunFolder, *, in_containers: bool) -> Iterator[list[int]]:
     """SIGTERM and Ctrl-C end the step that runs, which saves its checkpoint first; the run then ends in good order.
 
     kfp goes on with the steps that do not need the one that ended: these are told not to start. A second signal ends
     the runner at once.
 
     Args:
-        progress_file: Of the run; its steps look beside it before they start.
+        run: Its steps look beside its progress file before they start.
+        in_containers: Whether steps are containers, which are no children of this process.
 
     Yields:
         The signals that came, in order.
@@ -159,7 +176,9 @@ def _signals_to_the_step(progress_file: Path) -> Iterator[list[int]]:
         received.append(number)
         if len(received) > 1:
             raise SystemExit(128 + number)
-        ask_to_stop(progress_file)
+        ask_to_stop(run.progress)
+        if in_containers:
+            terminate_steps(run.run_id)
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.send_signal(signal.SIGTERM)

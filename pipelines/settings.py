@@ -22,6 +22,7 @@ from components.reward_model.settings import RewardModelSettings
 from components.sft.settings import SFTSettings
 from components.shared.errors import InputError, PlumblineError
 from components.shared.settings import StrictModel, load_settings
+from pipelines.containers import ContainerSettings
 from pipelines.placement import StepResources
 
 __all__ = [
@@ -79,6 +80,11 @@ class ExecutionSettings(StrictModel):
         ge=1,
         description="CPU threads of a local step; None lets torch choose. Tiny models are fastest with 1.",
     )
+    runner: Literal["subprocess", "docker"] = Field(
+        default="subprocess",
+        description="Where a local run's steps run: in processes here, or each in a container of its image.",
+    )
+    containers: ContainerSettings = Field(default=ContainerSettings(), description="Of a local run in containers.")
     profile: str = Field(
         default="local",
         min_length=1,

@@ -1,0 +1,103 @@
+"""Watches the containers of runs, and preempts some, as a cluster does."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import docker
+
+__all__ = ["Observer", "Seen", "StepSeen"]
+
+_TASK = re.compile(r"--function_to_execute', '(\w+)'")
+_SPLIT = re.compile(r'"train_split": ?"(\w+)"')
+GRACE_SECONDS = 15.0
+
+
+@dataclass
+class StepSeen:
+    """A step's container.
+
+    Attributes:
+        stage: The function that it runs; of a reward model with the split that it learns from.
+        attributes: What `docker inspect` said when it started.
+        signals: What was sent to it.
+        exit_code: None while it runs.
+    """
+
+    stage: str
+    attributes: dict[str, Any]
+    signals: list[str] = field(default_factory=list)
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+
+Seen = list[StepSeen]
+
+
+class Observer:
+    """Use it as a context manager around runs; `seen` then holds every step's container, in order.
+
+    Args:
+        preempt_after: Seconds after its start that a stage's container is preempted (SIGTERM; 15 s later SIGKILL), a
+            value for each try that shall be; tries beyond them are left alone.
+    """
+
+    def __init__(self, preempt_after: dict[str, list[float]] | None = None) -> None:
+        self.seen: Seen = []
+        self._preempt_after = {stage: list(waits) for stage, waits in (preempt_after or {}).items()}
+        self._client = docker.from_env()
+        self._events = self._client.events(
+            decode=True, filters={"type": "container", "event": ["start", "die"], "label": "dev.plumbline.run"}
+        )
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._steps: dict[str, StepSeen] = {}
+
+    def __enter__(self) -> Observer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        time.sleep(1)  # the last events
+        self._events.close()
+        self._thread.join(timeout=10)
+        self._client.close()
+
+    def _follow(self) -> None:
+        for event in self._events:
+            identity = event["id"]
+            if event["Action"] == "start":
+                container = self._client.containers.get(identity)
+                step = StepSeen(_stage(container.attrs), container.attrs, seconds=-event["timeNano"] / 1e9)
+                self.seen.append(step)
+                self._steps[identity] = step
+                if waits := self._preempt_after.get(step.stage):
+                    arguments = (container, step, waits.pop(0))
+                    threading.Thread(target=_preempt, args=arguments, daemon=True).start()
+            else:
+                step = self._steps[identity]
+                step.exit_code = int(event["Actor"]["Attributes"]["exitCode"])
+                step.seconds += event["timeNano"] / 1e9
+
+
+def _stage(attributes: dict[str, Any]) -> str:
+    arguments = str(attributes["Args"])
+    task, split = _TASK.search(arguments), _SPLIT.search(arguments)
+    assert task, arguments
+    return f"{task[1]}:{split[1]}" if task[1] == "reward_model" and split else task[1]
+
+
+def _preempt(container: Any, step: StepSeen, wait: float) -> None:
+    """What the kubelet does: SIGTERM, a grace, SIGKILL."""
+    for pause, name in ((wait, "SIGTERM"), (GRACE_SECONDS, "SIGKILL")):
+        time.sleep(pause)
+        if step.exit_code is not None:
+            return
+        try:
+            container.kill(name)
+        except docker.errors.APIError:  # it ended just now
+            return
+        step.signals.append(name)
