@@ -324,7 +324,9 @@ def test_the_shells_pass_everything_on(tmp_path: Path) -> None:
     evidence = make_evidence(tmp_path / "good")
     decision = SimpleNamespace(path=str(tmp_path / "decision"), metadata={})
     inputs = {
-        name: SimpleNamespace(path=getattr(evidence, name)) for name in evidence.as_arguments() if name != "history"
+        name: SimpleNamespace(path=getattr(evidence, name), uri=f"s3://bucket/{name}")
+        for name in evidence.as_arguments()
+        if name != "history"
     }
     verdict, promoted, rolled_back = shells.release_gate.python_func(
         **inputs,
