@@ -34,7 +34,7 @@ def test_every_command_has_help_that_says_what_it_does(command: str) -> None:
         (["run", "--settings", "broken.yaml"], "ppo.stps: unknown setting"),
         (["status", "--workspace", "absent"], "no such workspace"),
         (["demo", "--scenario", "forced"], "there is no blocked version to force"),
-        (["rollback", "nobody", "--reason", "test"], "nothing is live"),
+        (["rollback", "nobody", "--reason", "test"], "does not know model"),
         (["soak", "--model", "nobody"], "has no live version"),
     ],
 )
