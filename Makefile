@@ -23,7 +23,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast golden lint format bench-ppo load-review ui clean
+.PHONY: help setup demo test test-fast golden lint format manifests bench-ppo load-review ui clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ lint: $(STAMP) ## Style, imports and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+manifests: $(STAMP) ## Build and check every Kubernetes overlay (needs kubectl); OVERLAY=path: is it fit to be applied?
+	$(BIN)/python -m tests.k8s $(if $(OVERLAY),--final $(OVERLAY))
 
 format: $(STAMP) ## Let ruff format and fix
 	$(BIN)/ruff format .

@@ -442,6 +442,24 @@ def replay(file: str, model_name: str, workspace: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option(
+    "--wait", "wait_seconds", type=click.FloatRange(min=0), default=0, help="Seconds to wait for the database."
+)
+@_workspace
+@_as_json
+def migrate(wait_seconds: float, workspace: str, as_json: bool) -> None:
+    """Bring the evidence and ledger tables up to date. Two at once wait for each other."""
+    from dataclasses import asdict
+
+    from pipelines.migration import migrate as migrate_tables
+    from pipelines.workspace import Workspace
+
+    with Workspace(workspace).services():
+        done = migrate_tables(wait_seconds=wait_seconds)
+    _tell(asdict(done) | {"message": done.message}, as_json)
+
+
+@cli.command()
 @_workspace
 @click.option("--port", default=5000, show_default=True)
 def ui(workspace: str, port: int) -> None:

@@ -72,6 +72,7 @@ class JudgedRelease:
         baseline: Digest of what the model had to be compared with; "" where it is not known.
         seed: Of the bootstrap; with the baseline all that an audit needs beside the evidence.
         raters: Pseudonyms of the people whose judgements it rests on, as far as the review service knows who they are.
+        win_rate: Share of prompts on which people prefer the model to the one that it is compared with; None: unknown.
     """
 
     verdict: Verdict
@@ -83,6 +84,7 @@ class JudgedRelease:
     baseline: str = ""
     seed: int = 0
     raters: tuple[str, ...] = ()
+    win_rate: float | None = None
 
     @property
     def binding(self) -> str:
@@ -187,6 +189,7 @@ def _move(version: str, event: Event, judged: JudgedRelease) -> Move:
         "seed": judged.seed,
         "run": pipeline_run(),
         "raters": [] if judged.policy.release.raters_may_approve else list(judged.raters),
+        "win_rate": judged.win_rate,
     }
     return Move(version, event, judged.actor, judged.reason, dict(judged.digests), details)
 

@@ -10,6 +10,7 @@ is kept beside the model version, for those who decide. It moves nothing: `run_p
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -60,6 +61,7 @@ _NO_PREDECESSOR = (
     "HARM IS SHOWN AND THERE IS NO PREDECESSOR TO ROLL BACK TO: version {version} is the first champion and stays "
     "champion. Take it out of service by hand now, then promote another version, by broken glass if need be."
 )
+_PEOPLES_WORD = "human_preference.reference"
 _BASELINE_NOT_CHECKED = (
     "NOT checked: whether the reference is the policy that the candidate was trained from; the candidate's artifact "
     "names no input `policy`."
@@ -169,6 +171,7 @@ def run_gate(
             baseline=subject.baseline or "",
             seed=seed,
             raters=_people(case),
+            win_rate=_win_rate(criteria),
         )
         folders = {
             "candidate": candidate,
@@ -354,6 +357,12 @@ def _open_case(
         seed=seed,
         has_predecessor=subject.predecessor is not None,
     )
+
+
+def _win_rate(criteria: list[Criterion]) -> float | None:
+    """What people say of the model against its reference (of a live one: its predecessor)."""
+    value = next((found.value for found in criteria if found.name == _PEOPLES_WORD), None)
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _rejected_before(view: LedgerView, subject: _Subject) -> list[Criterion]:

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.human_eval.desk import RatingDesk
+from components.review.release_metrics import ReleaseMetrics
 from components.review.watch import Watch
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -45,6 +46,7 @@ class Metrics:
         )
         self._registry.register(_Batches(desk))
         self._registry.register(_Watched(watch))
+        self._registry.register(ReleaseMetrics())
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""
@@ -86,14 +88,19 @@ class _Batches(Collector):
         """Votes given and needed of each open batch."""
         votes = GaugeMetricFamily("plumbline_review_votes", "Votes of an open batch.", labels=["batch"])
         needed = GaugeMetricFamily("plumbline_review_votes_needed", "Votes that it needs.", labels=["batch"])
+        deadline = GaugeMetricFamily(
+            "plumbline_review_batch_deadline_timestamp_seconds", "When it closes as it is.", labels=["batch"]
+        )
         batches = self._desk.open_batches()
         for batch_id in batches:
             progress = self._desk.progress(batch_id, "")
             votes.add_metric([batch_id], progress.votes)
             needed.add_metric([batch_id], progress.votes_needed)
+            deadline.add_metric([batch_id], self._desk.database.deadline(batch_id).timestamp())
         yield GaugeMetricFamily("plumbline_review_open_batches", "Batches that await people.", value=len(batches))
         yield votes
         yield needed
+        yield deadline
 
 
 class _Watched(Collector):
