@@ -94,6 +94,25 @@ def run(settings_file: str, seed: int | None, runner: str | None, workspace: str
 
 
 @cli.command()
+@click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
+@click.option("--force", is_flag=True, help="Train whatever is found.")
+@_other_workspace
+@_as_json
+def retrain(settings_file: str, force: bool, workspace: str | None, as_json: bool) -> None:
+    """Run the whole pipeline if data or base model changed since the model's last run that ended well.
+
+    Else it ends in seconds. `plumbline schedule` does the same on a cluster.
+    """
+    from pipelines.runs import run_retraining
+    from pipelines.settings import load_run_settings
+
+    settings = load_run_settings(settings_file)
+    if workspace:
+        settings = settings.executed(workspace=workspace)
+    _finish(run_retraining(settings, force=force, console=_console()), as_json)
+
+
+@cli.command()
 @click.option(
     "--run", "run_id", default=None, help="The run that released the live model; default: found by the ledger."
 )

@@ -25,7 +25,7 @@ _profile = click.option(
 _settings = click.option(
     "--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one."
 )
-_PIPELINES = ["rlhf", "preference", "soak"]
+_PIPELINES = ["rlhf", "preference", "retraining", "soak"]
 _default_pipeline = "Default: the training pipeline that the settings' `optimizer` asks for."
 _pipeline = click.option("--pipeline", type=click.Choice(_PIPELINES), default=None, help=_default_pipeline)
 _compiled = click.option(

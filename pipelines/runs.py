@@ -15,7 +15,7 @@ from pipelines.local import RunResult, run_local
 from pipelines.settings import RunSettings, load_run_settings
 from pipelines.workspace import RunFolder, Workspace
 
-__all__ = ["run_checkpoint_release", "run_soak", "run_training", "workspace_status"]
+__all__ = ["run_checkpoint_release", "run_retraining", "run_soak", "run_training", "workspace_status"]
 
 
 def run_training(settings: RunSettings, *, console: Console) -> RunResult:
@@ -33,6 +33,19 @@ def run_training(settings: RunSettings, *, console: Console) -> RunResult:
         from pipelines.preference import preference_arguments as arguments
 
     return run_local(settings, build(settings), arguments(settings), name=settings.name, console=console)
+
+
+def run_retraining(settings: RunSettings, *, force: bool, console: Console) -> RunResult:
+    """Runs the training pipeline if there is anything new since the model's last run that ended well.
+
+    Raises:
+        InputError: Data that the settings name cannot be read.
+    """
+    from pipelines.retraining import build_retraining, retraining_arguments
+
+    settings = settings.executed(profile="local")
+    arguments = retraining_arguments(settings, force=force)
+    return run_local(settings, build_retraining(settings), arguments, name=settings.name, console=console)
 
 
 def run_soak(

@@ -6,7 +6,7 @@ from kfp import dsl
 
 from components.shared.images import LIGHT_IMAGE
 
-__all__ = ["prerequisites"]
+__all__ = ["new_data", "prerequisites"]
 
 
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
@@ -65,4 +65,35 @@ def prerequisites(
         reward_models=reward_models,
         settings=settings,
     )
+    return namedtuple("Outputs", list(found))(**found)
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def new_data(
+    base_model: str,
+    sft_data: str,
+    prompt_data: str,
+    preference_data: str,
+    model_name: str,
+    force: bool,
+) -> NamedTuple("Outputs", [("changed", bool), ("reason", str)]):  # type: ignore[valid-type]
+    """Compares data and base model with those of the model's last training run that ended well.
+
+    Args:
+        base_model: Model folder or hub id that training starts from.
+        sft_data: Demonstrations.
+        prompt_data: Prompts.
+        preference_data: Preference pairs; empty when they are collected by the run.
+        model_name: Registered model.
+        force: Train whatever is found.
+
+    Returns:
+        Whether there is anything new, and what, in words.
+    """
+    from collections import namedtuple
+
+    from components.prerequisites.new_data import run
+
+    data = {"sft": sft_data, "prompts": prompt_data, "preferences": preference_data}
+    found = run(base_model=base_model, data=data, model_name=model_name, force=force)
     return namedtuple("Outputs", list(found))(**found)

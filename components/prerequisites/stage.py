@@ -22,15 +22,15 @@ from components.prerequisites.checks import (
     check_reward_model,
     check_tracking,
 )
+from components.prerequisites.new_data import input_digests, inputs_tags
 from components.prerequisites.settings import PrerequisitesSettings
 from components.shared.artifact_sources import artifact_digest
 from components.shared.champion import resolve_champion
 from components.shared.errors import PlumblineError
 from components.shared.files import digest_of
-from components.shared.locations import data_digest, model_digest
 from components.shared.plugins import plug_in_digest
 from components.shared.settings import parse_settings
-from components.shared.tracking import stage_run
+from components.shared.tracking import stage_run, tag_pipeline_run
 
 __all__ = ["run"]
 
@@ -83,13 +83,15 @@ def run(
         )
         champion = resolve_champion(model_name)
         logger.info("champion of %s: %s", model_name, f"version {champion.version}" if champion else "none yet")
-        base = model_digest(base_model)
+        inputs = input_digests(base_model, data)
+        tag_pipeline_run(inputs_tags(model_name, inputs))
+        base = inputs["base_model"]
         return {
             "champion_version": champion.version if champion else "",
             "champion_digest": champion.digest if champion else "",
             "champion_uri": champion.uri if champion else "",
-            "data_digest": digest_of([data_digest(data["sft"]), data_digest(data["prompts"]), base]),
-            "preference_digest": digest_of([data_digest(data["preferences"]), base]),
+            "data_digest": digest_of([inputs["sft"], inputs["prompts"], base]),
+            "preference_digest": digest_of([inputs["preferences"], base]),
             "base_model_digest": base,
             "plug_in_digest": plug_in_digest(plug_ins),
             "reward_digest": _reward_digest(reward_rules, reward_models),

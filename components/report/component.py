@@ -72,19 +72,28 @@ def report(
 
 
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
-def finish(status: dsl.PipelineTaskFinalStatus, model_name: str, order: str = "", attempt: int = 0, holder: str = ""):
+def finish(
+    status: dsl.PipelineTaskFinalStatus,
+    page: dsl.Output[dsl.HTML],
+    model_name: str,
+    order: str = "",
+    attempt: int = 0,
+    holder: str = "",
+):
     """Ends the run in the tracking server and sends a notice, whether the run succeeded or failed.
 
     Args:
         status: How the pipeline ended; filled in by Kubeflow Pipelines.
+        page: Where and why the run failed; of a run that succeeded the report step writes the page.
         model_name: Registered model, named in the notice.
         order: Release order that this run was started for; empty for none.
         attempt: As which attempt.
         holder: Name under which this run took the order.
     """
     from components.report.notice import finish_run
+    from components.report.stage import publish_end
 
-    finish_run(
+    notice = finish_run(
         state=status.state,
         error_message=status.error_message,
         resource_name=status.pipeline_job_resource_name,
@@ -93,3 +102,4 @@ def finish(status: dsl.PipelineTaskFinalStatus, model_name: str, order: str = ""
         attempt=attempt,
         holder=holder,
     )
+    publish_end(page=page.path, notice=notice)

@@ -22,7 +22,7 @@ from components.shared.ledger_table import DATABASE_VARIABLE
 from components.shared.notices import WEBHOOK_VARIABLE
 from components.shared.progress import PROGRESS_VARIABLE
 from components.shared.release_orders import open_orders
-from components.shared.tracking import close_pipeline_run, pipeline_usage
+from components.shared.tracking import close_pipeline_run, failed_step, pipeline_usage
 from components.shared.usage import add_up, in_words
 
 __all__ = ["WEBHOOK_VARIABLE", "Notice", "build_notice", "deliver", "find_failure", "finish_run"]
@@ -143,8 +143,9 @@ def build_notice(*, state: str, error_message: str | None, run_id: str, model_na
 def find_failure(error_message: str | None) -> tuple[str | None, str | None]:
     """The failing step and its cause.
 
-    The orchestrator often knows no more than that the run failed, so the step's own words in the progress file come
-    first: the last failure of a step that did not finish later (a retry may have saved it).
+    The orchestrator often knows no more than that the run failed, so the step's own words come first: from the progress
+    file on one machine, from the step's MLflow run on a cluster; of a step that did not finish later (a retry may have
+    saved it).
 
     Args:
         error_message: What the orchestrator says.
@@ -165,6 +166,9 @@ def find_failure(error_message: str | None) -> tuple[str | None, str | None]:
             logger.warning("The progress file cannot be read to its end: %s", error)
     if failures:
         stage, cause = list(failures.items())[-1]
+        return stage, cause[:_LONGEST_CAUSE]
+    if (told := failed_step()) is not None:
+        stage, cause = told
         return stage, cause[:_LONGEST_CAUSE]
     return None, error_message[:_LONGEST_CAUSE] if error_message else None
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.report.notice import Notice
 from components.report.page import build_page
 from components.report.parts import Parts, read_parts
 from components.report.settings import RunInfo
@@ -19,11 +20,12 @@ from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.champion import resolve_champion
 from components.shared.files import write_json, write_text
 from components.shared.ledger_table import DATABASE_VARIABLE
+from components.shared.progress import PROGRESS_VARIABLE
 from components.shared.settings import parse_settings
-from components.shared.tracking import pipeline_usage
+from components.shared.tracking import attach_to_pipeline_run, pipeline_usage
 from components.shared.usage import summarise
 
-__all__ = ["publish", "run"]
+__all__ = ["publish", "publish_end", "run"]
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +87,29 @@ def publish(
     write_text(page, build_page(parts, info))
     write_json(summary, values)
     return _headline(values)
+
+
+def publish_end(*, page: str, notice: Notice) -> None:
+    """What the exit handler leaves of a run that failed: a page that says where and why, also in the run's MLflow run.
+
+    It has no artifacts: an exit handler is given none. On one machine the runner writes a page with all of them.
+
+    Args:
+        page: Where the HTML document shall be.
+        notice: How the run ended.
+    """
+    if notice.status == "SUCCEEDED" or os.environ.get(PROGRESS_VARIABLE):
+        return
+    cause = notice.cause or "no cause is known; look at the log of the last step."
+    about = {
+        "run_id": notice.run_id,
+        "status": notice.status,
+        "failure": {"stage": notice.stage, "message": cause},
+    }
+    parts, info = _read({}, about)
+    Path(page).parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, build_page(parts, info))
+    attach_to_pipeline_run(page, "report.html")
 
 
 def _read(artifacts: Mapping[str, str], run: dict[str, Any]) -> tuple[Parts, RunInfo]:

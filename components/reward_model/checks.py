@@ -14,6 +14,7 @@ from components.reward_model.settings import REQUIRED_ATTACKS, CheckSettings
 from components.shared.artifacts import read_artifact
 from components.shared.errors import PlumblineError
 from components.shared.files import read_json
+from components.shared.tracking import stage_run
 
 __all__ = ["RewardModelRejected", "headline_metrics", "require_passed", "run_checks"]
 
@@ -69,6 +70,11 @@ def require_passed(reward_model: str | Path) -> None:
     Raises:
         RewardModelRejected: Names every failed check in plain words.
     """
+    with stage_run("reward_model_check"):  # so that whoever reads MLflow finds the step that failed, and why
+        _require_passed(reward_model)
+
+
+def _require_passed(reward_model: str | Path) -> None:
     artifact = read_artifact(reward_model, "reward_model")
     evaluation = read_json(artifact.file("evaluation.json"))
     failed = [check for check in evaluation["checks"] if check["passed"] is not True]

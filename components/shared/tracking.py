@@ -26,16 +26,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from components.shared.errors import PlumblineError
 from components.shared.progress import announce, stop_asked
 from components.shared.termination import EXIT_TERMINATED
 from components.shared.usage import Usage, UsageMeter
 
-__all__ = ["StageRun", "close_pipeline_run", "pipeline_run", "pipeline_run_id", "pipeline_usage", "stage_run"]
+__all__ = [
+    "StageRun",
+    "attach_to_pipeline_run",
+    "close_pipeline_run",
+    "failed_step",
+    "last_successful_run",
+    "pipeline_run",
+    "pipeline_run_id",
+    "pipeline_usage",
+    "stage_run",
+    "tag_pipeline_run",
+]
 
 logger = logging.getLogger(__name__)
 
 _RUN_TAG = "plumbline.run_id"
 _STAGE_TAG = "plumbline.stage"
+_ERROR_TAG = "plumbline.error"
 _PARAM_LIMIT = 6000  # MLflow cuts longer values
 _FAILURES_BORNE = 3
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -215,7 +228,7 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
     except BaseException as error:
         run.log_metrics(meter.read().as_metrics())
         announce(stage, "failed", error=str(error) or type(error).__name__)
-        run.set_tags({"plumbline.error": "".join(traceback.format_exception_only(error)).strip()[:5000]})
+        run.set_tags({_ERROR_TAG: "".join(traceback.format_exception_only(error)).strip()[:5000]})
         run.end("FAILED")
         raise
     run.log_metrics(meter.read().as_metrics())
@@ -239,6 +252,73 @@ def pipeline_run_id() -> str | None:
         return found[0].info.run_id
     tags = {_RUN_TAG: name, _STAGE_TAG: "pipeline", "mlflow.runName": name}
     return client.create_run(experiment, tags=tags).info.run_id
+
+
+def tag_pipeline_run(tags: Mapping[str, str]) -> None:
+    """Sets tags on the pipeline's run; best effort, as all tracking."""
+    with _never_fatal("tag the pipeline's run"):
+        if (parent := pipeline_run_id()) is not None:
+            client, _ = _client_and_experiment()
+            for name, value in tags.items():
+                client.set_tag(parent, name, value)
+
+
+def attach_to_pipeline_run(file: str | Path, name: str) -> None:
+    """Keeps a file with the pipeline's run, under a name; best effort, as all tracking."""
+    with _never_fatal(f"keep {name} with the pipeline's run"):
+        if (parent := pipeline_run_id()) is not None:
+            client, _ = _client_and_experiment()
+            client.log_text(parent, Path(file).read_text(encoding="utf-8"), name)
+
+
+def last_successful_run(tag: str, value: str) -> dict[str, str] | None:
+    """Tags of the newest pipeline run that has a tag and ended well; None if there is none.
+
+    Unlike logging this is no best effort: whoever asks decides by the answer.
+
+    Raises:
+        PlumblineError: There is no tracking server, or it does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise PlumblineError(
+            "no MLflow server is configured, which remembers earlier runs.", where="MLFLOW_TRACKING_URI"
+        )
+    quoted = value.replace("'", "")
+    mine = f"tags.`{_STAGE_TAG}` = 'pipeline' and tags.`{tag}` = '{quoted}' and attributes.status = 'FINISHED'"
+    try:
+        client, experiment = _client_and_experiment()
+        found = client.search_runs([experiment], mine, order_by=["attributes.start_time DESC"], max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        hint = "Check address, login and --allowed-hosts."
+        raise PlumblineError(f"MLflow does not answer: {error}", where="MLFLOW_TRACKING_URI", hint=hint) from error
+    return dict(found[0].data.tags) if found else None
+
+
+def failed_step() -> tuple[str, str] | None:
+    """The step whose last try failed, and its own words; of several the one that ended last. None if none is known.
+
+    A step that was killed leaves its run open and says nothing.
+    """
+    name = pipeline_run()
+    if not (os.environ.get("MLFLOW_TRACKING_URI") and name):
+        return None
+    with _never_fatal("look for the step that failed"):
+        client, experiment = _client_and_experiment()
+        mine = f"tags.`{_RUN_TAG}` = '{name}' and tags.`{_STAGE_TAG}` != 'pipeline'"
+        runs = client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], max_results=1000)
+        last = {run.data.tags[_STAGE_TAG]: run for run in runs}  # a later try stands for the step
+        told = [run for run in last.values() if _ERROR_TAG in run.data.tags and run.info.status != "FINISHED"]
+        silent = [run for run in last.values() if run.info.status in ("RUNNING", "KILLED")]
+        if told:
+            run = max(told, key=lambda one: one.info.end_time or one.info.start_time)
+            return run.data.tags[_STAGE_TAG], run.data.tags[_ERROR_TAG]
+        if silent:
+            stage = silent[-1].data.tags[_STAGE_TAG]
+            return stage, "the step ended without a word: killed, out of memory, evicted, or past its time limit"
+    return None
 
 
 def pipeline_usage() -> dict[str, list[Usage | None]]:

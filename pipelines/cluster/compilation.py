@@ -44,6 +44,7 @@ class PipelineKind:
 PIPELINES = {
     "rlhf": PipelineKind("pipelines.rlhf:build_rlhf", "training"),
     "preference": PipelineKind("pipelines.preference:build_preference", "training"),
+    "retraining": PipelineKind("pipelines.retraining:build_retraining", "training"),
     "soak": PipelineKind("pipelines.soak:build_soak", "promotion"),
     "release": PipelineKind("pipelines.release:build_release_run", "promotion"),
     "release-live": PipelineKind("pipelines.release:build_live_release_run", "promotion"),

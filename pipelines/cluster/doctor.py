@@ -351,5 +351,5 @@ def _absent(check: str, error: KubeError, fix: str) -> Line:
     if error.status == 404:
         return Line(check, "fail", "not there", fix)
     if error.status == 403:
-        return Line(check, "unknown", "you may not look", "Ask somebody who may; or for the role plumbline-operator.")
+        return Line(check, "unknown", "you may not look", "Ask somebody who may.")
     return _failed(check, error)

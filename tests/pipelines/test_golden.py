@@ -15,7 +15,7 @@ from pipelines.placement import shipped_profiles
 from pipelines.settings import RunSettings, load_run_settings
 
 _GOLDEN = Path(__file__).parent / "golden"
-_PIPELINES = ["rlhf", "preference", "soak", "release", "release-live"]
+_PIPELINES = ["rlhf", "preference", "retraining", "soak", "release", "release-live"]
 _IMAGE = "registry.example.com/plumbline/{kind}@sha256:" + "0" * 64
 
 

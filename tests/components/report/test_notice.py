@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from components.report.notice import WEBHOOK_VARIABLE, Notice, build_notice, deliver, find_failure, finish_run
+from components.report.stage import publish_end
+from components.shared.tracking import pipeline_run_id, stage_run
 
 
 @contextmanager
@@ -152,3 +154,65 @@ def test_the_last_step_logs_delivers_and_closes_the_tracking_run(
     assert received[0][1]["run_id"] == "run-9"
     assert "Plumbline run run-9 of demo: FAILED." in caplog.text
     assert MlflowClient().get_run(parent).info.status == "FAILED"
+
+
+@pytest.fixture
+def failed_on_a_cluster(mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a failed run leaves in MLflow: no progress file, as in a pod. The failure's first try was repeated."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+    monkeypatch.setenv("PLUMBLINE_RUN_ID", "kfp-run-1")
+    with stage_run("sft"):
+        pass
+    for cause in ("a node went away", "CUDA out of memory at step 7"):
+        with pytest.raises(RuntimeError), stage_run("ppo"):
+            raise RuntimeError(cause)
+    return "kfp-run-1"
+
+
+def test_on_a_cluster_the_failing_step_and_its_cause_come_from_its_mlflow_run(failed_on_a_cluster: str) -> None:
+    notice = finish_run(state="FAILED", error_message="task ppo failed", resource_name="projects/x", model_name="demo")
+    assert (notice.run_id, notice.stage) == (failed_on_a_cluster, "ppo")
+    assert notice.cause == "RuntimeError: CUDA out of memory at step 7"
+
+
+def test_a_step_that_a_retry_saved_is_not_blamed(failed_on_a_cluster: str) -> None:
+    with stage_run("ppo"):
+        pass
+    with pytest.raises(ValueError, match="no evidence"), stage_run("release_gate"):
+        raise ValueError("no evidence")
+    assert find_failure("task failed") == ("release_gate", "ValueError: no evidence")
+
+
+def test_a_step_that_was_killed_is_named_though_it_said_nothing(
+    mlflow_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+    monkeypatch.setenv("PLUMBLINE_RUN_ID", "kfp-run-2")
+    killed = stage_run("ppo")
+    killed.__enter__()  # and never left
+    stage, cause = find_failure("task failed")
+    assert stage == "ppo"
+    assert cause is not None
+    assert "killed" in cause
+    del killed
+
+
+def test_a_failed_run_on_a_cluster_leaves_a_report_in_the_ui_and_in_mlflow(
+    failed_on_a_cluster: str, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    notice = finish_run(state="FAILED", error_message=None, resource_name="", model_name="demo")
+    page = tmp_path / "out" / "page"
+    publish_end(page=str(page), notice=notice)
+    assert "CUDA out of memory at step 7" in page.read_text()
+    assert "<script" not in page.read_text()
+    run_id = pipeline_run_id()
+    assert run_id is not None
+    assert MlflowClient().get_run(run_id).info.status == "FAILED"
+    assert [one.path for one in MlflowClient().list_artifacts(run_id)] == ["report.html"]
+
+
+def test_a_run_that_succeeded_leaves_the_page_to_its_report_step(tmp_path: Path) -> None:
+    publish_end(page=str(tmp_path / "page"), notice=_make_notice(state="SUCCEEDED"))
+    assert not (tmp_path / "page").exists()

@@ -50,7 +50,7 @@ def test_a_namespace_is_sent_where_the_server_has_several_users(server: KFPServe
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(401, "--token-file"), (403, "plumbline-operator"), (409, "already"), (400, "KFP 2.x")]
+    ("status", "said"), [(401, "--token-file"), (403, "kubeflow-edit"), (409, "already"), (400, "KFP 2.x")]
 )
 def test_a_refusal_says_what_to_do_and_is_not_tried_again(server: KFPServer, kfp: KFP, status: int, said: str) -> None:
     server.fail("status", status=status, path="runs$", method="POST")

@@ -146,3 +146,11 @@ def test_a_schedule_file_names_its_faults(tmp_path: Path) -> None:
         load_schedule(path)
     assert "pipeline: Value error, no such pipeline" in str(caught.value)
     assert "The first field is seconds: write '0 0 2 * * 1'" in str(caught.value)
+
+
+def test_the_shipped_example_applies(server: KFPServer, kfp: KFP) -> None:
+    example = Path(__file__).resolve().parents[3] / "pipelines" / "schedules" / "retraining.yaml"
+    applied = schedules.apply(kfp, load_schedule(example))
+    assert applied.change == "created"
+    assert applied.version.startswith("plumbline-retraining-")
+    assert _only(server).service_account == "plumbline-training"
