@@ -31,7 +31,7 @@ _PAGE = 100
 _ADVICE = {
     400: "The server does not understand the request; is it a KFP 2.x server?",
     401: f"Sign in: give --token-file (or {_TOKEN_VARIABLE}), or the session's cookie in {_COOKIE_VARIABLE}.",
-    403: "Ask for the right: on a Kubeflow platform the role kubeflow-edit of the namespace has it. Is --namespace the one you work in?",
+    403: "Ask for the right: on a Kubeflow platform the role kubeflow-edit has it. Is --namespace the one you work in?",
     404: "Check the id and --host.",
     409: "It is there already; list what there is, and take another name.",
     429: "The server is busy; try again later.",
