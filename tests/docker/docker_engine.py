@@ -52,7 +52,7 @@ def run_engine() -> Iterator[str]:
     host = f"unix://{folder}/docker.sock"
     places = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
     with open(folder / "log", "wb") as log:
-        command = ["dockerd", "--host", host, "--bridge", "none", *map(str, places)]
+        command = ["dockerd", "--host", host, *map(str, places)]
         daemon = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_for(lambda: _docker("version", host=host, check=False).returncode == 0, 60, lambda: _tail(folder / "log"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -42,12 +44,15 @@ class Observer:
     """Use it as a context manager around runs; `seen` then holds every step's container, in order.
 
     Args:
+        progress: Where the steps tell their progress.
         preempt_after: Seconds after its start that a stage's container is preempted (SIGTERM; 15 s later SIGKILL), a
-            value for each try that shall be; tries beyond them are left alone.
+            value for each try that shall be; tries beyond them are left alone. One that is faster this time is
+            preempted when it is half through.
     """
 
-    def __init__(self, preempt_after: dict[str, list[float]] | None = None) -> None:
+    def __init__(self, progress: Path, preempt_after: dict[str, list[float]] | None = None) -> None:
         self.seen: Seen = []
+        self._progress = progress
         self._preempt_after = {stage: list(waits) for stage, waits in (preempt_after or {}).items()}
         self._client = docker.from_env()
         self._events = self._client.events(
@@ -76,11 +81,33 @@ class Observer:
                 self._steps[identity] = step
                 if waits := self._preempt_after.get(step.stage):
                     arguments = (container, step, waits.pop(0))
-                    threading.Thread(target=_preempt, args=arguments, daemon=True).start()
+                    threading.Thread(target=self._preempt, args=arguments, daemon=True).start()
             else:
                 step = self._steps[identity]
                 step.exit_code = int(event["Actor"]["Attributes"]["exitCode"])
                 step.seconds += event["timeNano"] / 1e9
+
+    def _preempt(self, container: Any, step: StepSeen, wait: float) -> None:
+        """What the kubelet does: SIGTERM, a grace, SIGKILL."""
+        due = time.monotonic() + wait
+        while time.monotonic() < due and not self._is_half_through():
+            time.sleep(0.1)
+        for name, grace in (("SIGTERM", GRACE_SECONDS), ("SIGKILL", 0.0)):
+            try:
+                container.kill(name)
+            except docker.errors.APIError:  # it has ended
+                return
+            step.signals.append(name)
+            ends = time.monotonic() + grace
+            while time.monotonic() < ends and step.exit_code is None:
+                time.sleep(0.1)
+            if step.exit_code is not None:
+                return
+
+    def _is_half_through(self) -> bool:
+        """Whether the step that runs has done half of what it counts; steps run one after the other."""
+        events = [json.loads(line) for line in self._progress.read_text().splitlines() if line.endswith("}")]
+        return bool(events) and events[-1]["event"] == "progress" and events[-1]["done"] * 2 >= events[-1]["total"]
 
 
 def _stage(attributes: dict[str, Any]) -> str:
@@ -88,16 +115,3 @@ def _stage(attributes: dict[str, Any]) -> str:
     task, split = _TASK.search(arguments), _SPLIT.search(arguments)
     assert task, arguments
     return f"{task[1]}:{split[1]}" if task[1] == "reward_model" and split else task[1]
-
-
-def _preempt(container: Any, step: StepSeen, wait: float) -> None:
-    """What the kubelet does: SIGTERM, a grace, SIGKILL."""
-    for pause, name in ((wait, "SIGTERM"), (GRACE_SECONDS, "SIGKILL")):
-        time.sleep(pause)
-        if step.exit_code is not None:
-            return
-        try:
-            container.kill(name)
-        except docker.errors.APIError:  # it ended just now
-            return
-        step.signals.append(name)

@@ -59,7 +59,7 @@ def run_pipeline(services: Services, world: Path) -> Callable[..., tuple[Path, S
         file = write_settings(workspace / "settings.yaml", settings)
         command = [sys.executable, "-m", "pipelines.cli", "run", "--settings", str(file)]
         environment = {**os.environ, **services.here, "PYTHONPATH": str(ROOT), "AWS_EC2_METADATA_DISABLED": "true"}
-        with Observer(preempt_after) as observer:
+        with Observer(workspace / "latest" / "progress.jsonl", preempt_after) as observer:
             done = subprocess.run(
                 command, cwd=workspace, env=environment, capture_output=True, text=True, check=False, timeout=1800
             )
