@@ -125,7 +125,7 @@ class KFP:
         if connection.ca_cert:
             configuration.ssl_ca_cert = connection.ca_cert
         configuration.retries = False  # ours say which calls may be repeated
-        client = kfp_server_api.ApiClient(configuration, cookie=os.environ.get(_COOKIE_VARIABLE))
+        client: Any = kfp_server_api.ApiClient(configuration, cookie=os.environ.get(_COOKIE_VARIABLE))
         self.connection = connection
         self._client = client
         self._pause = pause_seconds
@@ -184,8 +184,8 @@ class KFP:
             raise AnswerLostError(f"no whole answer came: {_cause(error)}.", where=where, hint=hint) from error
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise _not_the_api(where) from error
-        if isinstance(answer, str):
-            raise _not_the_api(where)
+        if "json" not in (self._client.last_response.getheader("content-type") or ""):
+            raise _not_the_api(where)  # the generated client makes an empty answer of a page
         return answer
 
     def pages(self, call: Callable[..., Any], field: str, *, what: str, **options: Any) -> Iterator[Any]:
