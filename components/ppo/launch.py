@@ -1,19 +1,22 @@
-"""Several processes on one machine: torch's launcher starts them, and what becomes of them is told as of one.
+"""Several processes, on this machine or on several: a launcher starts them, and what becomes of them is told as of one.
 
     python -m components.ppo.launch arguments.json
 
 runs the stage in one process; under `torchrun` or `accelerate launch`, also over several machines, it is one of many.
-The arguments are those of `stage.run`, and the outcome is written beside them.
+The arguments are those of `stage.run`, and the outcome is written beside them. On several machines Kubeflow Trainer
+starts `torchrun` on each; arguments, inputs, checkpoints and outputs are then in a folder that all of them mount.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +25,28 @@ import psutil
 
 from components.ppo.errors import CheckpointMismatchError, NotFiniteError, RewardRuleError
 from components.shared.errors import ArtifactError, InputError, PlumblineError
-from components.shared.files import read_json, write_json
+from components.shared.files import digest_of, read_json, write_json
+from components.shared.hf_checkpoints import CHECKPOINTS_VARIABLE
+from components.shared.progress import PROGRESS_VARIABLE
+from components.shared.storage import is_object_storage
 from components.shared.termination import graceful_termination
+from components.shared.trainjob import (
+    Cluster,
+    TrainJobError,
+    TrainJobSettings,
+    run_train_job,
+    step_environment,
+    step_pod,
+    train_job,
+)
 
-__all__ = ["is_launched", "launch"]
+__all__ = ["is_launched", "launch", "launch_on_nodes"]
 
 _OUTCOME = ".outcome.json"
+_INPUTS = ("policy", "reward_model", "dataset")
+_OUTPUTS = ("output_policy", "output_checkpoints", "output_history")
+_NODE_COMMAND = ("python3", "-m", "torch.distributed.run", "--module", "components.ppo.launch")
+"""Each node's; Kubeflow Trainer tells torch's launcher the rest by its `PET_` variables."""
 _KINDS = {
     kind.__name__: kind
     for kind in (PlumblineError, InputError, ArtifactError, CheckpointMismatchError, NotFiniteError, RewardRuleError)
@@ -81,6 +100,61 @@ def launch(arguments: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
                 hint="Run again: training goes on from the last checkpoint.",
             )
         return _read_outcome(outcome)
+
+
+def launch_on_nodes(
+    arguments: Mapping[str, Any], settings: TrainJobSettings, *, cluster: Cluster | None = None
+) -> dict[str, Any]:
+    """Runs the stage on several nodes, as a TrainJob.
+
+    Args:
+        arguments: Of `stage.run`.
+        settings: Of the job.
+        cluster: The cluster's API; that of this pod if None.
+
+    Returns:
+        What the stage returned.
+
+    Raises:
+        PlumblineError: The stage's own error, or what became of the job.
+        SystemExit: 143 after SIGTERM; the job is deleted, and its nodes save as they end.
+    """
+    if not Path(settings.folder).is_dir():
+        raise InputError("is no folder here.", where=settings.folder, hint=f"Mount the claim {settings.claim} there.")
+    name = f"plumbline-ppo-{digest_of(arguments)[:8]}-{uuid.uuid4().hex[:6]}"
+    place = Path(settings.folder) / "trainjobs" / name
+    try:
+        file = _lay_out(arguments, settings, place)
+        environment = step_environment()
+        environment.pop(PROGRESS_VARIABLE, None)  # a file of this machine
+        kept = environment.get(CHECKPOINTS_VARIABLE, "")
+        if not kept or is_object_storage(kept):  # all nodes must see one folder
+            environment[CHECKPOINTS_VARIABLE] = f"{settings.folder}/checkpoints"
+        job = train_job(name, settings, [*_NODE_COMMAND, str(file)], environment=environment, owner=step_pod())
+        outcome = file.with_suffix(_OUTCOME)
+        try:
+            run_train_job(job, cluster=cluster)
+        except TrainJobError:
+            if outcome.is_file():
+                _read_outcome(outcome)  # the stage's own error says more
+            raise
+        result = _read_outcome(outcome)
+        for output in _OUTPUTS:
+            shutil.copytree(place / output, arguments[output], dirs_exist_ok=True)
+        return result
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _lay_out(arguments: Mapping[str, Any], settings: TrainJobSettings, place: Path) -> Path:
+    """Copies the inputs to where every node sees them; returns the file of arguments for the nodes."""
+    for name in _INPUTS:
+        shutil.copytree(arguments[name], place / name)
+    world = settings.nodes * settings.processes_per_node
+    there = {name: str(place / name) for name in (*_INPUTS, *_OUTPUTS)}
+    mine = {**arguments["settings"], "trainjob": None, "processes": world}
+    write_json(place / "arguments.json", {**arguments, **there, "settings": mine})
+    return place / "arguments.json"
 
 
 def main(arguments_file: str) -> None:

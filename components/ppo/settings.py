@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from components.shared.settings import StrictModel
+from components.shared.trainjob import TrainJobSettings
 
 __all__ = [
     "AlarmSettings",
@@ -262,6 +263,8 @@ class PPOSettings(StrictModel):
         microbatch: Episodes a forward pass; memory only, the gradient does not depend on it.
         processes: Processes on this machine that share the work of a step, one a GPU; results differ from those of one
             process by rounding only. Over several machines, start `components.ppo.launch` with `torchrun`.
+        trainjob: Several machines by Kubeflow Trainer: the step makes a TrainJob of `components.ppo.launch` and follows
+            it. Absent: the step trains in its own pod.
         sharding: What processes hold of the decoder layers' weights. `none`: all of them; `zero3`: a shard, a layer is
             gathered while it runs (least memory); `zero2`: gathered layers are kept between forward and backward pass
             and while sampling (faster, and the weights must fit; gradients and Adam's moments stay sharded).
@@ -308,6 +311,7 @@ class PPOSettings(StrictModel):
     minibatches: int = Field(default=1, ge=1)
     microbatch: int = Field(default=16, ge=1)
     processes: int = Field(default=1, ge=1)
+    trainjob: TrainJobSettings | None = None
     sharding: Literal["none", "zero2", "zero3"] = "none"
     samples_per_prompt: int = Field(default=1, ge=1)
     rollout_batch: int = Field(default=64, ge=1)

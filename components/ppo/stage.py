@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from components.ppo.checkpoint import CheckpointStore
 from components.ppo.history import metrics_of_row, summarise
-from components.ppo.launch import is_launched, launch
+from components.ppo.launch import is_launched, launch, launch_on_nodes
 from components.ppo.settings import PPOSettings, RewardSettings
 from components.ppo.setup import build_trainer
 from components.ppo.trainer import PPOTrainer
@@ -82,6 +82,8 @@ def run(
     arguments = dict(locals())
     chosen = parse_settings(settings, PPOSettings, where="ppo")
     arguments["settings"] = chosen.model_dump(mode="json")
+    if chosen.trainjob is not None and not is_launched():
+        return launch_on_nodes(arguments, chosen.trainjob)
     if chosen.processes > 1 and not is_launched():
         return launch(arguments, processes=chosen.processes)
     world = World.join()

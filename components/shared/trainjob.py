@@ -1,0 +1,376 @@
+"""A training step hands itself to Kubeflow Trainer: the same entry point, on several nodes.
+
+    create the TrainJob > follow its log > wait for its end > its files are where it wrote them, in a shared folder
+
+The step's pod stays and watches, so that the run ends as the training ends. SIGTERM deletes the TrainJob; should the
+pod die without a word, the owner reference makes Kubernetes delete it. The API is the cluster's own, by the account of
+the pod; `k8s/base/rbac.yaml` gives that account what is used here and no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from components.shared.errors import PlumblineError
+from components.shared.settings import StrictModel
+from components.shared.termination import graceful_termination
+
+__all__ = ["Cluster", "TrainJobError", "TrainJobSettings", "run_train_job", "step_environment", "step_pod", "train_job"]
+
+_logger = logging.getLogger(__name__)
+
+_GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+_MANAGER = "plumbline.dev/step"
+_CONTAINER = "node"
+"""Name of the trainer's replicated job and of its container in Kubeflow Trainer's runtimes."""
+_WATCH_SECONDS = 60
+_PATIENCE_SECONDS = 300.0
+"""How long the API server may be away before the step gives up following; the job itself goes on and is deleted."""
+_PASSED_ON = re.compile(r"^(MLFLOW|PLUMBLINE|AWS|HF)_")
+_NOT_BY_VALUE = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|DATABASE_URL|WEBHOOK|USERNAME")
+
+
+_SECRETS = {
+    "MLFLOW_TRACKING_USERNAME": "plumbline-mlflow",
+    "MLFLOW_TRACKING_PASSWORD": "plumbline-mlflow",
+    "AWS_ACCESS_KEY_ID": "plumbline-object-store",
+    "AWS_SECRET_ACCESS_KEY": "plumbline-object-store",
+}
+
+
+class TrainJobError(PlumblineError):
+    """The TrainJob could not be made, failed, or was lost sight of."""
+
+
+class TrainJobSettings(StrictModel):
+    """Training on several nodes by Kubeflow Trainer; absent: in the step's own pod.
+
+    Attributes:
+        runtime: ClusterTrainingRuntime, of torch.
+        nodes: Pods.
+        processes_per_node: Processes a pod, one a GPU.
+        claim: Volume claim (ReadWriteMany) that the step and every node mount.
+        folder: Where they mount it; inputs, checkpoints and results of the training lie below it.
+        image: Image of the nodes: that of the training steps.
+        gpus_per_node: `nvidia.com/gpu` of a node; 0 for none.
+        cpu: CPU of a node, requested and limited.
+        memory: Memory of a node, requested and limited.
+        queue: Kueue LocalQueue that admits the job; empty for none.
+        secrets: By variable, the Secret that has a key of this name; a node that finds none goes without.
+        timeout_seconds: A job that runs longer is ended.
+    """
+
+    runtime: str = Field(default="torch-distributed", min_length=1)
+    nodes: int = Field(ge=1)
+    processes_per_node: int = Field(default=1, ge=1)
+    claim: str = "plumbline-models"
+    folder: str = Field(default="/models", pattern="^/")
+    image: str = Field(min_length=1)
+    gpus_per_node: int = Field(default=0, ge=0)
+    cpu: str = "8"
+    memory: str = "64Gi"
+    queue: str = ""
+    secrets: dict[str, str] = Field(default=_SECRETS)
+    timeout_seconds: int = Field(default=172_800, ge=60)
+
+
+class Cluster(Protocol):
+    """The part of the Kubernetes API that is used: `kubernetes.client`'s two classes, in one namespace."""
+
+    namespace: str
+    objects: Any
+    pods: Any
+
+
+class _InCluster:
+    def __init__(self) -> None:
+        from kubernetes import client, config
+
+        try:
+            config.load_incluster_config()
+        except config.ConfigException as error:
+            raise TrainJobError(
+                f"this is no pod of a cluster: {error}.",
+                where="trainjob",
+                hint="Leave `trainjob` out of the settings to train in the step itself.",
+            ) from error
+        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:
+            self.namespace = file.read().strip()
+        self.objects, self.pods = client.CustomObjectsApi(), client.CoreV1Api()
+
+
+def train_job(
+    name: str,
+    settings: TrainJobSettings,
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    owner: tuple[str, str] | None = None,
+) -> dict[str, Any]:
+    """The TrainJob object.
+
+    Args:
+        name: Of the job.
+        settings: Where and how large.
+        command: What each node runs; Trainer sets torch's `PET_` variables, which `torchrun` reads.
+        environment: Variables of each node.
+        owner: (name, uid) of the step's pod; with it the job goes when the pod goes.
+    """
+    metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/part-of": "plumbline"}}
+    if settings.queue:
+        metadata["labels"]["kueue.x-k8s.io/queue-name"] = settings.queue
+    if owner is not None:
+        reference = {"apiVersion": "v1", "kind": "Pod", "name": owner[0], "uid": owner[1]}
+        metadata["ownerReferences"] = [reference]
+    amounts = {"cpu": settings.cpu, "memory": settings.memory}
+    if settings.gpus_per_node:
+        amounts["nvidia.com/gpu"] = str(settings.gpus_per_node)
+    return {
+        "apiVersion": f"{_GROUP}/{_VERSION}",
+        "kind": "TrainJob",
+        "metadata": metadata,
+        "spec": {
+            "runtimeRef": {"name": settings.runtime},
+            "activeDeadlineSeconds": settings.timeout_seconds,
+            "trainer": {
+                "image": settings.image,
+                "command": list(command),
+                "numNodes": settings.nodes,
+                "numProcPerNode": settings.processes_per_node,
+                "resourcesPerNode": {"requests": amounts, "limits": amounts},
+                "env": _variables(environment, settings.secrets),
+            },
+            "runtimePatches": [_patch(settings)],
+        },
+    }
+
+
+def run_train_job(job: dict[str, Any], *, cluster: Cluster | None = None, patience: float = _PATIENCE_SECONDS) -> None:
+    """Creates the job, follows it to its end, and takes it away.
+
+    Args:
+        job: See `train_job`. One of this name that is there already is followed: the answer to its creation was lost.
+        cluster: The cluster's API; that of this pod if None.
+        patience: Seconds that the API server may be away.
+
+    Raises:
+        TrainJobError: The API refused, the job failed, or it was deleted by somebody else.
+        SystemExit: 143 after SIGTERM, once the job is deleted.
+    """
+    cluster = cluster or _InCluster()
+    name = job["metadata"]["name"]
+    with graceful_termination() as termination:
+        try:
+            _create(cluster, job)
+            with _followed_log(cluster, name):
+                _await_end(cluster, name, patience)
+        finally:
+            termination.deferred = True  # a second signal must not keep the job from being deleted
+            _delete(cluster, name)
+            if termination.requested:
+                termination.exit()
+
+
+def step_environment() -> dict[str, str]:
+    """What a node needs of the step's environment: where the services are. Credentials come from the Secrets."""
+    return {key: value for key, value in os.environ.items() if _PASSED_ON.search(key) and not _NOT_BY_VALUE.search(key)}
+
+
+def step_pod() -> tuple[str, str] | None:
+    """Name and uid of the step's pod, as KFP tells them; None elsewhere."""
+    name, uid = os.environ.get("KFP_POD_NAME"), os.environ.get("KFP_POD_UID")
+    return (name, uid) if name and uid else None
+
+
+def _variables(environment: Mapping[str, str], secrets: Mapping[str, str]) -> list[dict[str, Any]]:
+    by_value: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in sorted(environment.items())]
+    references = {key: {"name": name, "key": key, "optional": True} for key, name in sorted(secrets.items())}
+    return by_value + [{"name": key, "valueFrom": {"secretKeyRef": one}} for key, one in references.items()]
+
+
+def _patch(settings: TrainJobSettings) -> dict[str, Any]:
+    """What the runtime's pods get: the shared folder, a scratch folder, and what `restricted` asks of them."""
+    pod: dict[str, Any] = {
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": [
+            {"name": "plumbline-shared", "persistentVolumeClaim": {"claimName": settings.claim}},
+            {"name": "plumbline-shm", "emptyDir": {"medium": "Memory"}},
+        ],
+        "containers": [
+            {
+                "name": _CONTAINER,
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "volumeMounts": [
+                    {"name": "plumbline-shared", "mountPath": settings.folder},
+                    {"name": "plumbline-shm", "mountPath": "/dev/shm"},
+                ],
+            }
+        ],
+    }
+    replicated: dict[str, Any] = {"name": _CONTAINER, "template": {"spec": {"template": {"spec": pod}}}}
+    return {"manager": _MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated]}}}}
+
+
+def _create(cluster: Cluster, job: dict[str, Any]) -> None:
+    from kubernetes.client import ApiException
+
+    name = job["metadata"]["name"]
+    try:
+        cluster.objects.create_namespaced_custom_object(_GROUP, _VERSION, cluster.namespace, _PLURAL, job)
+    except ApiException as error:
+        if error.status != 409:
+            raise _refused(error, f"create TrainJob {name}") from error
+        _logger.warning("TrainJob %s is there already; it is followed.", name)
+
+
+def _await_end(cluster: Cluster, name: str, patience: float) -> None:
+    """Returns when the job is complete; a watch that is cut is taken up again."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    seen = time.monotonic()
+    while True:
+        try:
+            found = cluster.objects.get_namespaced_custom_object(_GROUP, _VERSION, cluster.namespace, _PLURAL, name)
+            seen = time.monotonic()
+            if _has_ended(found, name):
+                return
+            for changed in _changes(cluster, found, name):
+                seen = time.monotonic()
+                if _has_ended(changed, name):
+                    return
+        except ApiException as error:
+            if error.status == 404:
+                raise TrainJobError(
+                    "was deleted before it ended.", where=f"TrainJob {name}", hint="Run again: it resumes."
+                ) from error
+            if error.status is not None and 400 <= error.status < 500 and error.status not in (410, 429):
+                raise _refused(error, f"watch TrainJob {name}") from error
+            _be_patient(error, name, seen, patience)
+        except (HTTPError, OSError, ValueError) as error:  # cut, or cut in the middle of a line
+            _be_patient(error, name, seen, patience)
+
+
+def _changes(cluster: Cluster, found: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    from kubernetes.watch import Watch
+
+    arguments = (_GROUP, _VERSION, cluster.namespace, _PLURAL)
+    version = found.get("metadata", {}).get("resourceVersion")
+    events: Any = Watch().stream(
+        cluster.objects.list_namespaced_custom_object,
+        *arguments,
+        field_selector=f"metadata.name={name}",
+        resource_version=version,
+        timeout_seconds=_WATCH_SECONDS,
+    )
+    for event in events:
+        if event["type"] == "DELETED":
+            return  # the next look finds nothing, and says so
+        yield event["object"]
+
+
+def _has_ended(job: dict[str, Any], name: str) -> bool:
+    """Whether the job is complete.
+
+    Raises:
+        TrainJobError: It failed.
+    """
+    for condition in job.get("status", {}).get("conditions") or []:
+        if condition["status"] != "True":
+            continue
+        if condition["type"] == "Complete":
+            return True
+        if condition["type"] == "Failed":
+            raise TrainJobError(
+                f"failed ({condition.get('reason', 'no reason')}): {condition.get('message', '')}",
+                where=f"TrainJob {name}",
+                hint="The log above says why. Run again: training goes on from the last checkpoint.",
+            )
+    return False
+
+
+def _be_patient(error: Exception, name: str, seen: float, patience: float) -> None:
+    if time.monotonic() - seen > patience:
+        raise TrainJobError(
+            f"the cluster's API has not answered for {patience:.0f} s: {error}", where=f"TrainJob {name}"
+        ) from error
+    _logger.warning("TrainJob %s: lost sight of it (%s); looking again.", name, type(error).__name__)
+    time.sleep(min(2.0, patience / 10))
+
+
+def _delete(cluster: Cluster, name: str) -> None:
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        cluster.objects.delete_namespaced_custom_object(_GROUP, _VERSION, cluster.namespace, _PLURAL, name)
+    except ApiException as error:
+        if error.status != 404:
+            _logger.error("TrainJob %s could not be deleted: %s %s", name, error.status, error.reason)
+    except (HTTPError, OSError) as error:
+        _logger.error("TrainJob %s could not be deleted: %s", name, error)
+
+
+@contextmanager
+def _followed_log(cluster: Cluster, name: str) -> Iterator[None]:
+    """Within the block, the first node's log is this step's log too."""
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(cluster, name, ended), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join(timeout=5.0)
+
+
+def _follow(cluster: Cluster, name: str, ended: threading.Event) -> None:
+    selector = f"jobset.sigs.k8s.io/jobset-name={name},batch.kubernetes.io/job-completion-index=0"
+    followed: set[str] = set()
+    while True:
+        try:
+            for pod in cluster.pods.list_namespaced_pod(cluster.namespace, label_selector=selector).items:
+                if pod.metadata.name not in followed and pod.status.phase in ("Running", "Succeeded", "Failed"):
+                    _copy_log(cluster, pod.metadata.name)
+                    followed.add(pod.metadata.name)
+        except Exception as error:  # noqa: BLE001 (the log is a convenience: the job's end is told without it)
+            _logger.debug("The log of %s: %s", name, error)
+        if ended.wait(1.0):
+            return
+
+
+def _copy_log(cluster: Cluster, pod: str) -> None:
+    log = cluster.pods.read_namespaced_pod_log(
+        pod, cluster.namespace, container=_CONTAINER, follow=True, _preload_content=False
+    )
+    for line in log:
+        _logger.info("%s: %s", pod, line.decode("utf-8", "replace").rstrip())
+
+
+def _refused(error: Any, what: str) -> TrainJobError:
+    said = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', str(error.body or ""))
+    hints = {
+        401: "The pod's token is not accepted: does it have one?",
+        403: "Give the step's account the Role plumbline-trainjobs (k8s/base/rbac.yaml).",
+        404: "Is Kubeflow Trainer 2.2 or newer installed?",
+        422: "The installed Trainer knows another version of the API; 2.2 or newer is needed.",
+    }
+    return TrainJobError(
+        f"the cluster refused to {what}: {error.status} {said[1] if said else error.reason}.",
+        where="trainjob",
+        hint=hints.get(error.status or 0, "Try again; `kubectl get events` may say more."),
+    )

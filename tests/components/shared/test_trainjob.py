@@ -1,0 +1,159 @@
+"""A TrainJob over the Kubernetes API: made, followed, ended, whatever the API does meanwhile."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from small_cluster import SmallCluster, small_cluster
+
+from components.shared.trainjob import TrainJobError, TrainJobSettings, run_train_job, step_environment, train_job
+
+ROOT = Path(__file__).parents[3]
+SCHEMA = ROOT / "tests" / "k8s" / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
+
+
+def _make_job(code: str = "print('trained')", **overrides: Any) -> dict[str, Any]:
+    settings = TrainJobSettings(**{"nodes": 2, "image": "registry.example.com/train:1", **overrides})
+    return train_job("job", settings, [sys.executable, "-c", code], environment={"A": "b"}, owner=("pod", "uid"))
+
+
+def test_the_object_fits_the_schema_of_the_trainer_and_a_wrong_one_does_not() -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    job = _make_job(gpus_per_node=8, queue="plumbline")
+    assert [error.message for error in validator.iter_errors(job)] == []
+    job["spec"]["trainer"]["nodes"] = 2
+    assert [error.message for error in validator.iter_errors(job)] != []
+
+
+def test_the_nodes_run_restricted_mount_the_shared_folder_and_name_their_secrets() -> None:
+    job = _make_job(claim="share", folder="/shared", gpus_per_node=2)
+    patch = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    pod = patch["template"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "share"
+    assert job["spec"]["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "2"
+    assert job["metadata"]["ownerReferences"][0]["uid"] == "uid"
+    named = {one["name"] for one in job["spec"]["trainer"]["env"] if "valueFrom" in one}
+    assert named == set(TrainJobSettings(nodes=1, image="x").secrets)
+
+
+def test_no_credential_travels_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "PLUMBLINE_DATABASE_URL", "HF_TOKEN"):
+        monkeypatch.setenv(name, "hidden")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")
+    assert "hidden" not in step_environment().values()
+    assert step_environment()["MLFLOW_TRACKING_URI"] == "http://mlflow"
+
+
+def test_a_job_is_followed_to_its_end_and_its_log_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with small_cluster() as cluster, caplog.at_level(logging.INFO):
+        run_train_job(_make_job("import time; print('trained'); time.sleep(1.5)"), cluster=cluster)
+        assert cluster.deleted == ["job"]
+    assert "trained" in caplog.text
+
+
+def test_a_job_that_fails_says_so() -> None:
+    with small_cluster() as cluster, pytest.raises(TrainJobError, match=r"FailedJobs.*exit status 3"):
+        run_train_job(_make_job("raise SystemExit(3)"), cluster=cluster)
+    assert cluster.deleted == ["job"]
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "token"), (403, "plumbline-trainjobs"), (404, "Trainer 2.2"), (422, "2.2"), (500, "Try")]
+)
+def test_what_the_cluster_refuses_is_told_with_what_to_do(status: int, hint: str) -> None:
+    with (
+        small_cluster(faults=[("POST", status)]) as cluster,
+        pytest.raises(TrainJobError, match=f"fault {status}") as told,
+    ):
+        run_train_job(_make_job(), cluster=cluster)
+    assert hint in str(told.value)
+    assert cluster.created == []
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [("GET", 500), ("GET", 503)],
+        [("WATCH", 410)],
+        [("WATCH", 500), ("WATCH", 429)],
+        [("WATCH", "cut"), ("WATCH", "cut")],
+    ],
+    ids=["5xx", "gone", "watch refused", "watch cut"],
+)
+def test_an_api_that_fails_for_a_while_costs_nothing(faults: list[tuple[str, Any]]) -> None:
+    with small_cluster(faults=faults) as cluster:
+        run_train_job(_make_job("import time; time.sleep(2)"), cluster=cluster, patience=10.0)
+        assert cluster.faults == []
+        assert cluster.deleted == ["job"]
+
+
+def test_an_api_that_stays_away_is_given_up_and_the_job_is_deleted() -> None:
+    with small_cluster(faults=[("GET", 500)] * 100) as cluster:
+        with pytest.raises(TrainJobError, match="has not answered for 2 s"):
+            run_train_job(_make_job("import time; time.sleep(60)"), cluster=cluster, patience=2.0)
+        assert cluster.deleted == ["job"]
+
+
+def test_rights_that_are_taken_away_end_it_at_once() -> None:
+    with small_cluster(faults=[("WATCH", 403)]) as cluster, pytest.raises(TrainJobError, match="403"):
+        run_train_job(_make_job("import time; time.sleep(60)"), cluster=cluster)
+
+
+def test_a_job_whose_creation_was_not_confirmed_is_followed_all_the_same() -> None:
+    with small_cluster() as cluster:
+        job = _make_job("import time; time.sleep(1)")
+        cluster.jobs["job"] = job | {"metadata": {"name": "job", "resourceVersion": "1"}}
+        threading.Thread(target=cluster.run, args=(cluster.jobs["job"],), daemon=True).start()
+        run_train_job(job, cluster=cluster)
+        assert cluster.created == []
+
+
+def test_a_job_that_somebody_deletes_is_noticed() -> None:
+    with small_cluster() as cluster:
+        threading.Timer(1.0, lambda: _take_away(cluster)).start()
+        with pytest.raises(TrainJobError, match="was deleted"):
+            run_train_job(_make_job("import time; time.sleep(60)"), cluster=cluster)
+
+
+def test_sigterm_deletes_the_job_and_ends_the_step_as_terminated() -> None:
+    with small_cluster() as cluster:
+        threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        began = time.monotonic()
+        with pytest.raises(SystemExit) as ended:
+            run_train_job(_make_job("import time; time.sleep(60)"), cluster=cluster)
+        assert ended.value.code == 143
+        assert time.monotonic() - began < 15.0
+        assert cluster.deleted == ["job"]
+        assert cluster.process is not None
+        assert cluster.process.wait(timeout=10) != 0
+
+
+def test_outside_a_cluster_it_says_so() -> None:
+    with pytest.raises(TrainJobError, match="no pod of a cluster"):
+        run_train_job(_make_job())
+
+
+def test_the_account_of_training_may_do_what_is_done_here_and_no_more() -> None:
+    roles = yaml.safe_load_all((ROOT / "k8s" / "base" / "rbac.yaml").read_text())
+    (role,) = [one for one in roles if one["kind"] == "Role" and one["metadata"]["name"] == "plumbline-trainjobs"]
+    granted = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    assert granted == {("trainjobs", verb) for verb in ("create", "get", "watch", "delete")} | {("pods/log", "get")}
+
+
+def _take_away(cluster: SmallCluster) -> None:
+    with cluster.changed:
+        cluster.jobs.clear()
+        cluster.changed.notify_all()
