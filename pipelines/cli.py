@@ -203,7 +203,10 @@ def release(
 
 @cli.command()
 @click.option(
-    "--scenario", type=click.Choice(["good", "overoptimized", "forced", "dpo"]), default="good", show_default=True
+    "--scenario",
+    type=click.Choice(["good", "overoptimized", "forced", "dpo", "people"]),
+    default="good",
+    show_default=True,
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @_workspace
@@ -213,7 +216,7 @@ def demo(scenario: str, seed: int, workspace: str, as_json: bool) -> None:
 
     good: KL held to its target; people prefer the result; PROMOTE. overoptimized: KL control off; the reward likes it
     and people do not; BLOCK. forced: the blocked model is put live by break-glass, soak shows the harm; ROLLBACK. dpo:
-    as good, with DPO in PPO's place.
+    as good, with DPO in PPO's place. people: all three, judged at the review service over HTTP and approved by two.
     """
     from pipelines.demo import run_demo
 
@@ -499,6 +502,7 @@ def ui(workspace: str, port: int) -> None:
 @click.option("--host", default=None, help="Address to listen on; default: this machine only.")
 @click.option("--port", type=click.IntRange(0, 65535), default=None, help="Port to listen on; default: 8090.")
 @click.option("--rater", "raters", multiple=True, help="Somebody who rates; repeat it for more. Local sign-in.")
+@click.option("--manager", "managers", multiple=True, help="Who decides on releases; default: you. Local sign-in.")
 @click.option("--simulated", multiple=True, help="A program that rates; its votes are marked. Local sign-in.")
 @_actor
 def review(
@@ -507,6 +511,7 @@ def review(
     host: str | None,
     port: int | None,
     raters: tuple[str, ...],
+    managers: tuple[str, ...],
     simulated: tuple[str, ...],
     actor: str | None,
 ) -> None:
@@ -519,15 +524,15 @@ def review(
     from pipelines.release_runs import make_start
     from pipelines.workspace import Workspace
 
-    managers = [_who(actor)]
+    deciding = list(managers) or [_who(actor)]
     settings = review_settings(
-        settings_file, host=host, port=port, managers=managers, raters=list(raters), simulated=list(simulated)
+        settings_file, host=host, port=port, managers=deciding, raters=list(raters), simulated=list(simulated)
     )
     root = Workspace(workspace)
     with root.services():
         secret = secret_of(settings, root.state)
         start = make_start(settings.release_trigger, root)
-        serve(settings, secret=secret, logins=[*managers, *raters, *simulated], tell=click.echo, start=start)
+        serve(settings, secret=secret, logins=[*deciding, *raters, *simulated], tell=click.echo, start=start)
 
 
 def _tell_what_waits(found: dict[str, Any]) -> None:

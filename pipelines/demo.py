@@ -2,7 +2,8 @@
 
 `good` holds KL to its target and is promoted. `overoptimized` trains longer without KL control: the reward model likes
 the result, people do not, and the gate blocks it. `forced` puts that model live by break-glass; fresh evidence rolls it
-back. `dpo` learns from the same pairs without PPO, and is judged by the same people and gate.
+back. `dpo` learns from the same pairs without PPO, and is judged by the same people and gate. `people` is the first
+three again, judged at the review service (`pipelines.demo_people`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rich.console import Console
 from components.shared.code_version import code_version
 from components.shared.errors import InputError
 from components.shared.files import read_json, write_json
+from pipelines.demo_people import run_people
 from pipelines.local import RunResult
 from pipelines.runs import run_soak, run_training
 from pipelines.settings import DataSettings, RunSettings, load_run_settings
@@ -32,7 +34,7 @@ def run_demo(scenario: str, *, seed: int, workspace: str, console: Console) -> R
     """Runs a scenario of the demonstration on the state that earlier ones left.
 
     Args:
-        scenario: `good`, `overoptimized`, `forced` or `dpo`.
+        scenario: `good`, `overoptimized`, `forced`, `dpo` or `people`.
         seed: Seed of the world and of the run; each seed has a registered model of its own.
         workspace: Folder of local runs.
         console: Where progress is drawn.
@@ -42,6 +44,10 @@ def run_demo(scenario: str, *, seed: int, workspace: str, console: Console) -> R
     """
     if scenario == "forced":
         return _force(seed, workspace, console)
+    if scenario == "people":
+        good, over = (demo_settings(name, seed=seed, workspace=workspace) for name in ("good", "overoptimized"))
+        _make_world(good, console)
+        return run_people(good, over, console=console)
     settings = demo_settings(scenario, seed=seed, workspace=workspace)
     _make_world(settings, console)
     console.print(f"Plumbline demo, scenario [bold]{scenario}[/], seed {seed}: {settings.name}", highlight=False)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +28,8 @@ from components.demo_world.http_raters import ReviewClient, rate_together
 from components.demo_world.raters import HumanRaters
 from components.human_eval.settings import PEOPLE
 from components.shared.errors import PlumblineError
-from components.shared.files import write_json
+from components.shared.files import read_json, read_jsonl, write_json, write_jsonl
+from components.shared.records import PromptRecord, stable_order
 from pipelines.local import RunResult
 from pipelines.runs import run_soak, run_training
 from pipelines.settings import ReleaseGateSettings, RunSettings
@@ -36,19 +40,26 @@ __all__ = ["MANAGERS", "Service", "review_service", "run_people", "with_people"]
 logger = logging.getLogger(__name__)
 
 MANAGERS = ("mia", "noa")
+_REQUESTER = "demo-operator"
 _PANEL_OF_SIX = slice(6, 12)
 """Of the twelve simulated raters; the careless one is among them."""
-_JUDGED_BY_PEOPLE = {"panel": PEOPLE, "n_prompts": 200, "votes_per_prompt": 2, "practice_items": 0}
+_JUDGED_BY_PEOPLE = {"panel": PEOPLE, "n_prompts": 200, "votes_per_prompt": 2, "practice_items": 0, "undo_minutes": 0}
 _CHECKPOINT_PROMPTS = 20
 _SIGN_IN = re.compile(r"^(\S+) signs in once with (\S+)/login\?token=(\S+)$")
 _PATIENCE_SECONDS = 900.0
 _PAUSE_SECONDS = 0.5
 
 
-def with_people(settings: RunSettings) -> RunSettings:
-    """A demo's settings in which people judge, at the review service, and two approve."""
-    soak = settings.soak.human_eval.model_copy(update=_JUDGED_BY_PEOPLE)
-    judged = {**_JUDGED_BY_PEOPLE, "checkpoint_prompts": _CHECKPOINT_PROMPTS}
+def with_people(settings: RunSettings, panel: HumanRaters) -> RunSettings:
+    """A demo's settings in which people judge, at the review service, and two approve.
+
+    Args:
+        settings: The demo's; its world gets the items by which raters are checked.
+        panel: Writes these items.
+    """
+    in_common = {**_JUDGED_BY_PEOPLE, "gold_data": str(_write_gold_items(settings, panel))}
+    soak = settings.soak.human_eval.model_copy(update=in_common)
+    judged = {**in_common, "checkpoint_prompts": _CHECKPOINT_PROMPTS}
     return settings.model_copy(
         update={
             "name": f"{settings.name}-people",
@@ -72,14 +83,15 @@ def run_people(
         look: Called at the end, while the service is there: to look at its pages.
 
     Returns:
-        The soak, as it opened its batch; its summary's `people` tells every step of the scenario.
+        The last release run, which took the model back; its summary's `people` tells every step of the scenario.
 
     Raises:
         PlumblineError: A run failed, or a step did not come out in time.
     """
-    good, overoptimized = with_people(good), with_people(overoptimized)
-    workspace, model = good.execution.workspace, good.model_name
+    os.environ.setdefault("PLUMBLINE_ACTOR", _REQUESTER)
     panel = HumanRaters(good.seed)
+    good, overoptimized = with_people(good, panel), with_people(overoptimized, panel)
+    workspace, model = good.execution.workspace, good.model_name
     story: dict[str, Any] = {}
     with review_service(workspace, raters=panel.raters[_PANEL_OF_SIX]) as service:
         champion = _version(_run(good, console))
@@ -88,15 +100,35 @@ def run_people(
         blocked = _version(_run(overoptimized, console))
         story["overoptimized"] = _judged(service, panel, model, blocked, "BLOCKED", console)
         _break_glass(workspace, model, blocked, console)
-        soak = run_soak(workspace, model, console=console)
+        run_soak(workspace, model, console=console)
         story["forced"] = _judged(service, panel, model, blocked, "ROLLED_BACK", console)
         story["champion"] = service.manager.get("/api/v1/models")[0]["champion"]
         if look:
             look(service)
+        result = _release_run_at_its_end(workspace)
     console.print(f"champion again: version {story['champion']}", highlight=False)
-    soak.summary["people"] = story
-    write_json(soak.run.summary, soak.summary)
-    return soak
+    result.summary["people"] = story
+    write_json(result.run.summary, result.summary)
+    return result
+
+
+def _write_gold_items(settings: RunSettings, panel: HumanRaters) -> Path:
+    """Items with a known answer, beside the world's data; its demonstrations are of mixed quality by design."""
+    demonstrations = stable_order(
+        PromptRecord(id=f"gold-{number}", prompt=row["prompt"], slice=row["slice"])
+        for number, row in enumerate(read_jsonl(settings.data.sft))
+    )
+    items = panel.gold_items(demonstrations, settings.human_eval.gold_items)
+    path = Path(settings.data.sft).with_name("gold.jsonl")
+    write_jsonl(path, (_gold_row(item) for item in items))
+    return path
+
+
+def _gold_row(item: dict[str, Any]) -> dict[str, Any]:
+    answers = item["response_a"], item["response_b"]
+    better, worse = answers if item["expected"] == "a" else answers[::-1]
+    record: PromptRecord = item["record"]
+    return {"id": record.id, "prompt": record.prompt, "slice": record.slice, "better": better, "worse": worse}
 
 
 @dataclass(frozen=True)
@@ -130,7 +162,7 @@ def review_service(workspace: str, *, raters: list[str]) -> Iterator[Service]:
     Raises:
         PlumblineError: The service did not start.
     """
-    command = [sys.executable, "-m", "pipelines.cli", "review", "--workspace", workspace, "--port", "0"]
+    command = [sys.executable, "-m", "pipelines.cli", "review", "--workspace", workspace, "--port", str(_free_port())]
     command += [part for login in MANAGERS for part in ("--manager", login)]
     command += [part for login in raters for part in ("--simulated", login)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -144,6 +176,12 @@ def review_service(workspace: str, *, raters: list[str]) -> Iterator[Service]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _sign_in(process: subprocess.Popen[str], people: int) -> tuple[str, dict[str, ReviewClient]]:
@@ -206,6 +244,15 @@ def _wait_for(service: Service, model: str, version: str, state: str) -> dict[st
     )
 
 
+def _release_run_at_its_end(workspace: str) -> RunResult:
+    """The run that the service started last, once it has written its summary."""
+    run = Workspace(workspace).run("latest")
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not run.summary.is_file() and time.monotonic() < deadline:
+        time.sleep(_PAUSE_SECONDS)
+    return RunResult(run, read_json(run.summary), None)
+
+
 def _approve(service: Service, model: str, version: str, console: Console) -> list[str]:
     """Both managers approve what they see; the second approval promotes."""
     path = f"/api/v1/models/{model}/releases/{version}"
@@ -221,4 +268,4 @@ def _break_glass(workspace: str, model: str, version: str, console: Console) -> 
 
     console.print(f"[bold red]BREAK-GLASS[/] {model} version {version} goes live against the gate", highlight=False)
     with Workspace(workspace).services():
-        operations.break_glass(model, version, actor="demo-operator", reason="demo: forced live against the gate")
+        operations.break_glass(model, version, actor=_REQUESTER, reason="demo: forced live against the gate")

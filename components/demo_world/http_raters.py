@@ -32,14 +32,19 @@ class ReviewClient:
         address: Of the service.
         token: One-time token of the link that the service printed.
 
+    Attributes:
+        cookies: What a browser would hold.
+
     Raises:
         PlumblineError: The service does not take the token.
     """
 
     def __init__(self, address: str, token: str) -> None:
         self._address = address
-        cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
-        self._opener = urllib.request.build_opener(cookies, urllib.request.ProxyHandler({}))
+        self.cookies = http.cookiejar.CookieJar()
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPCookieProcessor(self.cookies), urllib.request.ProxyHandler({})
+        )
         self._headers: dict[str, str] = {}
         self._send("POST", "/login", urllib.parse.urlencode({"token": token}).encode())
         self._headers = {"X-Form-Token": self.get("/api/v1/me")["form_token"], "Content-Type": "application/json"}
@@ -51,10 +56,6 @@ class ReviewClient:
             PlumblineError: The service refuses.
         """
         return json.loads(self._send("GET", path))
-
-    def page(self, path: str) -> str:
-        """The HTML of a page."""
-        return self._send("GET", path).decode()
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Sends JSON and returns the JSON of the answer.

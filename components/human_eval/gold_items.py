@@ -1,7 +1,9 @@
-"""Gold items for people: attention checks that every dataset can offer.
+"""Gold items for people: items with a known answer, which find raters who do not read.
 
-The better answer is a prompt's own demonstration, the worse one the demonstration of an unrelated prompt. Whoever reads
-cannot miss it; whoever clicks at random gets half of them right.
+Best are items that somebody wrote for the purpose (`given_gold_pairs`). Without them every dataset offers some
+(`demonstration_gold_pairs`): the better answer is a prompt's own demonstration, the worse one the demonstration of an
+unrelated prompt. Where demonstrations are good, whoever reads cannot miss it, and whoever clicks at random gets half of
+them right; where their quality is mixed, careful raters fail such items too.
 """
 
 from __future__ import annotations
@@ -10,12 +12,53 @@ from collections.abc import Sequence
 
 from components.human_eval.batch import GoldPair
 from components.shared.artifacts import Artifact
+from components.shared.errors import InputError
+from components.shared.locations import HubDataset, open_location
 from components.shared.records import PromptRecord, SFTRecord, normalise_text, read_records, stable_order
 
-__all__ = ["demonstration_gold_pairs", "gold_prompts"]
+__all__ = ["GoldRecord", "demonstration_gold_pairs", "given_gold_pairs", "gold_prompts"]
 
 _DEMONSTRATIONS = ("sft/heldout.jsonl", "sft/train.jsonl")
 _PROMPTS = ("prompts/train.jsonl", "prompts/heldout.jsonl")
+
+
+class GoldRecord(PromptRecord):
+    """A prompt with two answers of which everybody who reads prefers the first.
+
+    Attributes:
+        better: The better answer.
+        worse: The worse one.
+    """
+
+    better: str
+    worse: str
+
+
+def given_gold_pairs(uri: str, n: int) -> list[GoldPair]:
+    """At most `n` of the items that somebody wrote for the purpose.
+
+    Args:
+        uri: JSON lines of `GoldRecord`: a file, a folder or `s3://...`.
+        n: How many are wanted.
+
+    Raises:
+        InputError: They cannot be read, or an item's answers are the same.
+    """
+    with open_location(uri) as found:
+        if isinstance(found, HubDataset) or any(file.path.suffix == ".parquet" for file in found):
+            raise InputError("gold items are JSON lines.", where=uri, hint="Fields: id, prompt, slice, better, worse.")
+        records = [record for file in found for record in read_records(file.path, GoldRecord)]
+    for record in records:
+        if normalise_text(record.better) == normalise_text(record.worse):
+            raise InputError("the better and the worse answer are the same.", where=f"{uri}, gold item {record.id!r}")
+    return [
+        GoldPair(
+            PromptRecord(id=record.id, prompt=record.prompt, slice=record.slice, group_id=record.group_id),
+            record.better,
+            record.worse,
+        )
+        for record in stable_order(records)[:n]
+    ]
 
 
 def demonstration_gold_pairs(dataset: Artifact, n: int) -> list[GoldPair]:

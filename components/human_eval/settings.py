@@ -31,6 +31,9 @@ class HumanEvalSettings(StrictModel):
         checkpoint_prompts: Prompts of each checkpoint against reference; 0 compares no checkpoints.
         votes_per_prompt: Votes on each pair, each by another rater.
         gold_items: Items with a known answer that each rater gets; 0 switches the check off.
+        gold_data: Where these items are, for people: JSON lines with `id`, `prompt`, `better`, `worse` (and `slice`); a
+            file, a folder or `s3://...`. Empty takes a panel's own or makes them from demonstrations, which is good
+            where every demonstration is. Other items are another batch.
         gold_min_count: Gold items that a rater must have judged before the rater's votes count.
         min_gold_accuracy: Share of gold items that a rater must have right.
         repeat_share: Share of a rater's votes that are asked again with the answers swapped.
@@ -54,6 +57,7 @@ class HumanEvalSettings(StrictModel):
     checkpoint_prompts: int = Field(default=60, ge=0)
     votes_per_prompt: int = Field(default=3, ge=1)
     gold_items: int = Field(default=20, ge=0)
+    gold_data: str = ""
     gold_min_count: int = Field(default=5, ge=1)
     min_gold_accuracy: float = Field(default=0.8, ge=0.0, le=1.0)
     repeat_share: float = Field(default=0.1, ge=0.0, le=1.0)
@@ -83,4 +87,4 @@ class HumanEvalSettings(StrictModel):
 
     def batch_fields(self) -> dict[str, Any]:
         """The settings that decide what is asked and of whom; the others only decide how votes are read or gathered."""
-        return self.model_dump(mode="json", exclude=set(_ANALYSIS_FIELDS | _DESK_FIELDS))
+        return self.model_dump(mode="json", exclude=set(_ANALYSIS_FIELDS | _DESK_FIELDS | {"gold_data"}))

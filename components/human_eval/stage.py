@@ -18,10 +18,11 @@ from typing import Any
 from components.human_eval.batch import Batch, GoldPair, Item, assign, build_batch
 from components.human_eval.database import EvidenceDatabase, Judgement, judgement_id, open_database
 from components.human_eval.evidence import Evidence, weigh_evidence
-from components.human_eval.gold_items import demonstration_gold_pairs, gold_prompts
+from components.human_eval.gold_items import demonstration_gold_pairs, given_gold_pairs, gold_prompts
 from components.human_eval.panel import RaterPanel, judge_assignments, load_panel, panel_gold_pairs
 from components.human_eval.settings import PEOPLE, HumanEvalSettings
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
+from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl
 from components.shared.settings import parse_settings
 from components.shared.tracking import StageRun, stage_run
@@ -90,6 +91,14 @@ def run(
 def _gold_pairs(panel: RaterPanel | None, data: Artifact, settings: HumanEvalSettings) -> list[GoldPair]:
     if not settings.gold_items:
         return []
+    if settings.gold_data:
+        given = given_gold_pairs(settings.gold_data, settings.gold_items)
+        if len(given) < settings.gold_min_count:
+            raise InputError(
+                f"{len(given)} gold items, but gold_min_count is {settings.gold_min_count}: no vote could ever count.",
+                where=settings.gold_data,
+            )
+        return given
     if panel is not None:
         offered = panel_gold_pairs(panel, gold_prompts(data), settings.gold_items, where=settings.panel)
         if offered is not None:
