@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_ARGS) -c constraints.txt torch -e '.[data,train,review,dev,load]'
 	touch $@
 
-demo: $(STAMP) ## The main job: SCENARIO=good | overoptimized | forced, SEED=0
+demo: $(STAMP) ## The main job: SCENARIO=good | overoptimized | forced | people, SEED=0
 	$(BIN)/plumbline demo --scenario $(SCENARIO) --seed $(SEED) --workspace $(WORKSPACE)
 
 test: $(STAMP) ## Every test
