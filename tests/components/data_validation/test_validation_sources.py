@@ -106,7 +106,7 @@ def test_what_holds_no_rows_is_an_error_that_names_it(
 
 def test_a_folder_without_data_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match="holds no data file"):
+    with pytest.raises(InputError, match="no data file"):
         read_rows(str(tmp_path))
 
 
