@@ -5,6 +5,7 @@ learn nothing until it is killed, and could not save. Shells are passed over, an
 told: what it started is its own business (torchrun tells its workers itself).
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -27,14 +28,18 @@ def _workers(pid: int) -> list[int]:
 
 def main() -> int:
     """Entry point; returns the exit status, 128 + n for a signal."""
-    child = subprocess.Popen(sys.argv[1:])
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # what comes before it can be passed on waits
+    child = subprocess.Popen(sys.argv[1:], preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals))
 
     def pass_on(number: int, _: object) -> None:
         for worker in _workers(child.pid):
-            os.kill(worker, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended in between
+                os.kill(worker, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in signals:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     while True:  # as process 1 it also reaps what others leave behind
         pid, status = os.wait()
         if pid == child.pid:

@@ -13,6 +13,9 @@ __all__ = ["code_version", "pipeline_config", "place", "places"]
 _RETRY_BACKOFF, _RETRY_WITHIN = "30s", "3600s"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+_WEBHOOK = "PLUMBLINE_WEBHOOK_URL"
+_SENDS_NOTICES_LABEL = "plumbline.dev/sends-notices"
+"""A NetworkPolicy of k8s/ opens the way to the webhook to pods with this label."""
 _PRIORITY_LABEL = "plumbline.dev/priority-class"
 """KFP cannot set a pod's priority class; an admission policy of k8s/ reads it from this label."""
 
@@ -100,6 +103,8 @@ def _give_environment(task: dsl.PipelineTask, profile: Profile, name: str) -> No
     for source in mine(profile.secrets):
         keys = {variable: variable for variable in source.variables}
         kubernetes.use_secret_as_env(task, source.name, keys, optional=source.optional)
+        if _WEBHOOK in source.variables:
+            kubernetes.add_pod_label(task, _SENDS_NOTICES_LABEL, "true")
     for variable, field in profile.pod_fields.items():
         kubernetes.use_field_path_as_env(task, variable, field)
     for variable, value in profile.variables.items():

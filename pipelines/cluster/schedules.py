@@ -113,7 +113,7 @@ def apply(kfp: KFP, schedule: Schedule) -> Applied:
     digest = digest_of(wanted)
 
     standing = _named(kfp, schedule.name)
-    same = [one for one in standing if _is_as_declared(one, digest, schedule.cron)]
+    same = [one for one in standing if _is_as_declared(one, digest, schedule.cron, account)]
     if same:
         kept, change = same[0], "unchanged"
         if (kept.mode == "ENABLE") != schedule.enabled:
@@ -212,12 +212,13 @@ def _create(kfp: KFP, body: Any, name: str, digest: str, *, known: set[str]) -> 
         raise
 
 
-def _is_as_declared(one: Any, digest: str, cron: str) -> bool:
-    """Whether it is what the file declares, and nobody has changed it since."""
+def _is_as_declared(one: Any, digest: str, cron: str, account: str | None) -> bool:
+    """Whether it is what the file declares; version and parameters by the digest: KFP has no call that changes them."""
     trigger = one.trigger.cron_schedule.cron if one.trigger and one.trigger.cron_schedule else None
     return (
         _digest(one) == digest
         and trigger == cron
+        and (one.service_account or None) == (account or None)
         and str(one.max_concurrency) == str(_MAX_CONCURRENCY)
         and bool(one.no_catchup)
     )
