@@ -199,6 +199,13 @@ class _Shelved:
 
     def follow(self, connection: Connection) -> None:
         """Notes what was written since; only while nobody else writes to this batch."""
+        try:
+            self._follow(connection)
+        except BaseException:  # how far it came is not known, and what it skipped would never be read again
+            self.start_anew()
+            raise
+
+    def _follow(self, connection: Connection) -> None:
         dialect = connection.dialect.name
         if self._read is None:
             self._read = _ends(connection, dialect)

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import text
 from tiny_panels import make_batch, make_gold_item, make_item
 
+from components.human_eval import books
 from components.human_eval.answers import DIMENSIONS, FLAGS, RaterAnswer
 from components.human_eval.batch import Batch
 from components.human_eval.database import open_database
@@ -457,3 +458,18 @@ def _gold_places(plan: Any, rater: str, n: int) -> list[int]:
         else:
             judged.append(turn)
     return [place for place, turn in enumerate(judged) if turn.kind == "gold"]
+
+
+def test_a_book_whose_first_reading_failed_is_read_again_from_the_start(make_desk: Any, monkeypatch: Any) -> None:
+    desk = make_desk(n_pairs=2)
+    _judge_all(desk, "ann")
+    restarted, whole = RatingDesk(desk.database, now=desk.books.now), books._all_rows
+
+    def broken(*_: Any) -> Any:
+        raise OSError("the connection broke")
+
+    monkeypatch.setattr(books, "_all_rows", broken)
+    with pytest.raises(OSError, match="broke"):
+        restarted.progress("batch", "bob")
+    monkeypatch.setattr(books, "_all_rows", whole)
+    assert restarted.progress("batch", "bob") == desk.progress("batch", "bob")
