@@ -263,6 +263,10 @@ class BatchBook:
                 return lease.turn
         return None
 
+    def keeps(self, turn: Turn, rater: str) -> bool:
+        """Whether the rater's lease of an unanswered item still keeps it: a skip gives it up, also if it comes back."""
+        return self.is_answered(turn, rater) or task_id_of(turn, rater) in self._held[rater]
+
     def holders(self, item_id: str, *, now: str) -> dict[str, str]:
         """Who holds a pair, and until when."""
         live = (self.leases[task_id] for task_id in self._out)

@@ -61,7 +61,7 @@ class Intake:
         span = timedelta(minutes=book.plan.settings.lease_minutes)
         held = book.leases.get(task_id)
         fresh = held is not None and held.until > as_text(now + span / 2)
-        if held is not None and fresh and not (drafted and held.count == 1):
+        if held is not None and fresh and book.keeps(turn, rater) and not (drafted and held.count == 1):
             return held.until
         number = held.count if held is not None else 0
         row = {

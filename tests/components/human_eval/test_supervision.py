@@ -79,6 +79,19 @@ def test_a_skipped_pair_without_raters_left_is_named_and_can_be_given_back(make_
     assert desk.database.closure("batch") is not None
 
 
+def test_a_pair_that_came_back_to_its_rater_is_held_for_that_rater_alone(make_desk: Any) -> None:
+    desk = make_desk(n_pairs=1)
+    skipped = _next(desk, "ann")
+    desk.skip(skipped.task_id, "ann")
+    _watch(desk).return_skip("batch", desk.plan("batch").pairs[0], actor="mia", reason="please")
+    back = _next(desk, "ann")
+    assert desk.next_task("batch", "bob") is None
+    assert _next(desk, "ann") == back, "a reload changes nothing"
+    anew = RatingDesk(desk.database, now=desk.books.now)
+    assert anew.next_task("batch", "bob") is None, "nor does a restart"
+    desk.submit(back.task_id, "ann", _answer())
+
+
 def test_another_rater_helps_as_well(make_desk: Any) -> None:
     desk = make_desk(n_pairs=1)
     desk.skip(_next(desk, "ann").task_id, "ann")
