@@ -22,14 +22,14 @@ from components.shared.files import read_json
 from components.shared.release_orders import ReleaseOrder, StartRun, open_orders
 from pipelines.local import RunResult, run_local
 from pipelines.settings import load_run_settings
-from pipelines.workspace import Workspace
+from pipelines.workspace import RunFolder, Workspace
 
 __all__ = ["CommandStart", "KfpStart", "awaited_evidence", "make_start", "run_release", "start_due"]
 
 _logger = logging.getLogger(__name__)
 
-_OF_ANOTHER_RUN = ("evidence", "decision", "report", "checkpoints")
-"""Artifacts of the run that asked which are not this run's, nor what it reads."""
+_OF_ANOTHER_RUN = ("evidence", "decision", "report")
+"""Artifacts of the run that asked which this run makes anew; the checkpoints stay, for it may offer one of them."""
 
 
 def run_release(
@@ -73,15 +73,13 @@ def run_release(
     settings = load_run_settings(str(asked.settings))
     settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})
     build = build_release_run if order.mode == "candidate" else build_live_release_run
-    made = asked.path / "artifacts.json"
-    known = read_json(made) if made.is_file() else {}
     result = run_local(
         settings,
         build(settings),
         release_run_arguments(order, attempt=attempt or 0),
         name=f"{settings.name}-release",
         console=console,
-        given={role: uri for role, uri in {**known, **order.uris}.items() if role not in _OF_ANOTHER_RUN},
+        given=_inherited(asked, order),
     )
     if result.failure and attempt:
         with root.services():  # a run that failed before its first step has told nobody
@@ -206,6 +204,13 @@ def _newest_version(kfp: Any, name: str) -> Any:
     return kfp_server_api.V2beta1PipelineVersionReference(
         pipeline_id=pipeline, pipeline_version_id=newest[0].pipeline_version_id
     )
+
+
+def _inherited(asked: RunFolder, order: ReleaseOrder) -> dict[str, str]:
+    """Artifacts, by role, that a release run takes over from the run that asked."""
+    made = asked.path / "artifacts.json"
+    known = read_json(made) if made.is_file() else {}
+    return {role: uri for role, uri in {**known, **order.uris}.items() if role not in _OF_ANOTHER_RUN}
 
 
 def _is_closed(order: ReleaseOrder) -> bool:

@@ -16,9 +16,12 @@ import pytest
 
 from components.review.settings import KfpTrigger, ReleaseTrigger
 from components.shared.errors import InputError, PlumblineError
+from components.shared.files import write_json
 from components.shared.release_orders import ReleaseOrder, make_order
-from pipelines.release_runs import CommandStart, KfpStart, make_start
-from pipelines.workspace import Workspace
+from pipelines.checkpoint import checkpoint_arguments
+from pipelines.release_runs import CommandStart, KfpStart, _inherited, make_start
+from pipelines.settings import load_run_settings
+from pipelines.workspace import RunFolder, Workspace
 
 _ROLES = ("candidate", "evaluation", "dataset", "reward_model", "heldout_reward_model", "history")
 
@@ -160,3 +163,12 @@ def test_an_api_that_fails_is_an_error_that_the_watch_understands(api: tuple[str
         _start(host)(_make_order(), 1)
     with pytest.raises(PlumblineError, match="cannot be reached"):
         _start("http://127.0.0.1:9")(_make_order(), 1)
+
+
+def test_the_checkpoint_that_a_release_run_offers_can_be_taken_from_that_run(tmp_path: Path) -> None:
+    made = {role: f"/runs/{role}" for role in (*_ROLES, "sft", "checkpoints", "evidence", "decision")}
+    write_json(tmp_path / "artifacts.json", made)
+    inherited = _inherited(RunFolder(tmp_path), _make_order())
+    assert not {"evidence", "decision"} & set(inherited), "those are the release run's own"
+    arguments = checkpoint_arguments(load_run_settings("demo"), step=10, artifacts=inherited)
+    assert arguments["checkpoints_uri"] == "/runs/checkpoints"
