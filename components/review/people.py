@@ -24,6 +24,8 @@ from components.shared.pseudonyms import pseudonym
 __all__ = ["SESSION_COOKIE", "HeaderLogin", "LocalLogin", "Login", "Role", "User", "make_login"]
 
 SESSION_COOKIE = "plumbline_session"
+_GROUP = "group:"
+"""Before the name of a group in the settings' roles."""
 
 
 class Role(StrEnum):
@@ -155,7 +157,8 @@ class LocalLogin:
 
 
 def _user(login: str, groups: Iterable[str], settings: ReviewSettings, secret: str, *, session: str) -> User:
-    names = {login.casefold(), EVERYBODY, *(f"group:{group}".casefold() for group in groups)}
+    own = set() if login.casefold().startswith(_GROUP) else {login.casefold()}  # nobody is a group by being called so
+    names = {*own, EVERYBODY, *(f"{_GROUP}{group}".casefold() for group in groups)}
     roles = frozenset(
         role for role in Role if names & {name.casefold() for name in getattr(settings.roles, role.value)}
     )

@@ -287,3 +287,12 @@ def test_a_page_that_goes_wrong_shows_no_more_than_it_must(
     assert response.status_code == 500
     assert "ZeroDivision" not in response.text
     assert "Traceback" not in response.text
+
+
+def test_a_login_that_is_spelt_like_a_group_is_not_in_it(database_url: str) -> None:
+    app = make_service(
+        database_url,
+        groups_header="x-auth-request-groups",
+        roles={"release_manager": ["group:managers"], "rater": ["*"]},
+    )
+    assert Client(app, "Group:managers").get("/api/v1/me").json()["roles"] == ["rater"]
