@@ -217,8 +217,7 @@ def run_gate(
         "digest": read_artifact(output, "decision").digest,
         "verdict": str(judgement.verdict),
         "promote": judgement.verdict is Verdict.PROMOTE,
-        "roll_back": judgement.verdict is Verdict.ROLLBACK
-        and bool(rules.release.auto_rollback and subject.predecessor),
+        "roll_back": _may_roll_back(judgement, rules, subject),
         "version": version,
         "state": str(state),
         "champion": office.ledger.view(model_name).champion or "",
