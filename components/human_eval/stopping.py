@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from components.human_eval.desk import RatingDesk
 from components.human_eval.evidence import decided_comparisons
+from components.shared.errors import PlumblineError
 
 __all__ = ["DEADLINE", "STOPPING_RULE", "close_what_has_ended"]
 
@@ -33,7 +34,10 @@ def close_what_has_ended(desk: RatingDesk, *, now: datetime | None = None) -> li
     moment, database = now or datetime.now(UTC), desk.database
     unclosed = database.unclosed()
     for batch_id in desk.open_batches():  # the desk itself closes what is complete
-        _close_if_ended(desk, batch_id, moment)
+        try:
+            _close_if_ended(desk, batch_id, moment)
+        except PlumblineError:  # one batch that cannot be read must not keep the others open
+            _logger.exception("Batch %s cannot be looked at; the others are.", batch_id)
     return [batch_id for batch_id in unclosed if database.closure(batch_id) is not None]
 
 

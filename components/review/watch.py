@@ -21,7 +21,6 @@ from typing import Any
 
 from components.human_eval.desk import RatingDesk
 from components.human_eval.stopping import close_what_has_ended
-from components.shared.errors import PlumblineError
 from components.shared.notices import WEBHOOK_VARIABLE, Outbox
 from components.shared.release_orders import ReleaseOrder, ReleaseOrders, StartRun
 
@@ -119,8 +118,8 @@ class Watch:
         assert self._start is not None
         try:
             self._start(order, attempt)
-        except (PlumblineError, OSError) as error:
-            _logger.warning("The release run of %s version %s did not start: %s", order.model, order.version, error)
+        except Exception as error:  # whatever a starter raises, the other orders and the notices must not suffer
+            _logger.exception("The release run of %s version %s did not start.", order.model, order.version)
             self._orders.fail_start(order.order_id, attempt, self._name, str(error), now=now)
             return False
         _logger.info("The release run of %s version %s was started (%d).", order.model, order.version, attempt)
