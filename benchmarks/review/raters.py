@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Rater(FastHttpUser):
         self._send("POST", "/login", name="login", data={"token": token}, allow_redirects=False)
         account = self._send("GET", "/api/v1/me", name="me")
         self.form_token = account["form_token"]
+        gevent.sleep(random.random() / _PLAN["items_per_second"])  # people do not click in step
 
     @task
     def judge_an_item(self) -> None:
