@@ -106,8 +106,13 @@ class Observer:
 
     def _is_half_through(self) -> bool:
         """Whether the step that runs has done half of what it counts; steps run one after the other."""
-        events = [json.loads(line) for line in self._progress.read_text().splitlines() if line.endswith("}")]
-        return bool(events) and events[-1]["event"] == "progress" and events[-1]["done"] * 2 >= events[-1]["total"]
+        for line in reversed(self._progress.read_text().splitlines()):
+            event = json.loads(line) if line.endswith("}") else {"event": "half-written"}
+            if event["event"] == "progress":
+                return event["done"] * 2 >= event["total"]
+            if event["event"] == "started":
+                return False
+        return False
 
 
 def _stage(attributes: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _settings(world: Path, workspace: Path, services: Services, **train: Any) -> dict[str, Any]:
-    settings = small_settings(world, workspace)
+    settings = small_settings(world, workspace, ppo={"steps": 6})  # half through, work must be left to preempt
     settings["execution"] |= {
         "runner": "docker",
         "containers": {"network": services.network, "environment": services.steps},

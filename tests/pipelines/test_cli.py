@@ -61,8 +61,8 @@ def test_status_lists_runs_as_json(tmp_path: Path) -> None:
     assert found["models"] == [{"model": "mine", "champion": None}]
 
 
-def test_a_ledger_without_entries_verifies_and_has_no_history(tmp_path: Path) -> None:
-    verified = _plumbline("verify", "nobody", "--json", cwd=tmp_path)
-    assert verified.returncode == 0
-    assert json.loads(verified.stdout)["ok"] is True
-    assert json.loads(_plumbline("history", "nobody", "--json", cwd=tmp_path).stdout) == []
+def test_a_model_that_the_ledger_does_not_know_is_not_taken_for_one_with_an_intact_ledger(tmp_path: Path) -> None:
+    for command in ("verify", "history"):
+        asked = _plumbline(command, "nobody", "--json", cwd=tmp_path)
+        assert asked.returncode == 2
+        assert "does not know model 'nobody'" in asked.stderr

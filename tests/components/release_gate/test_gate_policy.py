@@ -103,7 +103,7 @@ def test_a_bad_policy_names_what_is_wrong(tmp_path: Path, content: str, named: s
 
 
 def test_an_unknown_name_lists_the_shipped_policies() -> None:
-    with pytest.raises(InputError, match="demo, production"):
+    with pytest.raises(InputError, match="demo, demo-people, production"):
         load_policy_file("lenient")
 
 
