@@ -154,8 +154,16 @@ class KFPServer:
             ("DELETE", f"{base}/recurringruns/{one}", self._delete_recurring),
         ]
 
+    def _require_namespace(self, namespace: str | None, what: str) -> None:
+        """A server with several users takes nothing that is in no namespace; everybody's pipelines are its own people's."""
+        if self.multi_user and not namespace:
+            raise Refusal(
+                403 if what == "Pipeline" else 400, f"{what} cannot have an empty namespace in multi-user mode"
+            )
+
     def _make_experiment(self, _match: Any, _query: Any, body: bytes) -> Any:
         made = _model(body, "V2beta1Experiment")
+        self._require_namespace(made.namespace, "Experiment")
         if any(one.display_name == made.display_name for one in self.experiments.values()):
             raise Refusal(409, f"Experiment {made.display_name} already exists")
         made.experiment_id, made.created_at = str(uuid.uuid4()), self._now()
@@ -164,6 +172,7 @@ class KFPServer:
 
     def _make_pipeline(self, _match: Any, _query: Any, body: bytes) -> Any:
         made = _model(body, "V2beta1Pipeline")
+        self._require_namespace(made.namespace, "Pipeline")
         if any(one.name == made.name for one in self.pipelines.values()):
             raise Refusal(409, f"The name {made.name} already exists. Please specify a new name.")
         made.pipeline_id, made.created_at = str(uuid.uuid4()), self._now()
@@ -262,6 +271,8 @@ class KFPServer:
 
         def answer(_match: Any, query: dict[str, str], _body: bytes) -> Any:
             found = list(store.values())
+            if items != "pipeline_versions":
+                self._require_namespace(query.get("namespace"), "Listing")
             for predicate in json.loads(query.get("filter") or "{}").get("predicates", []):
                 if (predicate["operation"], predicate["key"]) != ("EQUALS", "display_name"):
                     raise Refusal(400, f"Invalid filter {predicate}")

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,9 +29,10 @@ _FIRST_PAUSE_SECONDS = 0.5
 _PAGE = 100
 
 _ADVICE = {
-    400: "The server does not understand the request; is it a KFP 2.x server?",
+    400: "Where KFP has several users, give --namespace. Else: is it a KFP 2.x server?",
     401: f"Sign in: give --token-file (or {_TOKEN_VARIABLE}), or the session's cookie in {_COOKIE_VARIABLE}.",
-    403: "Ask for the right: on a Kubeflow platform the role kubeflow-edit has it. Is --namespace the one you work in?",
+    403: "Ask for the right: on a Kubeflow platform the role kubeflow-edit has it. Is --namespace the one you work in? "
+    "To run as a service account of its own needs the verb `use` on it too, since KFP 2.18 (k8s/README.md).",
     404: "Check the id and --host.",
     409: "It is there already; list what there is, and take another name.",
     429: "The server is busy; try again later.",
@@ -167,7 +168,7 @@ class KFP:
             ApiError: It was refused.
         """
         from kfp_server_api.exceptions import ApiException
-        from urllib3.exceptions import HTTPError, NewConnectionError
+        from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
 
         self._sign()
         where = f"{self.connection.host}, {what}"
@@ -176,6 +177,9 @@ class KFP:
             answer = call(*arguments, _request_timeout=timeout, **options)
         except ApiException as error:
             raise _refused(error, where) from error
+        except SSLError as error:
+            hint = "Give --ca-cert, the file with the authority that signed the server's certificate."
+            raise ApiError(f"no trusted TLS connection: {_cause(error)}.", where=where, hint=hint) from error
         except NewConnectionError as error:
             hint = "Is the address right, and does a port-forward still run?"
             raise ApiError(f"cannot be reached: {_cause(error)}.", where=where, hint=hint) from error
@@ -197,6 +201,20 @@ class KFP:
             token = answer.next_page_token
             if not token:
                 return
+
+    def settle_namespace(self, usual: str | None) -> None:
+        """Takes the environment's namespace where the server has several users and none was named.
+
+        A server with one user knows no namespaces, and one with several refuses a pipeline or a run that belongs to
+        none, or takes it for everybody's.
+
+        Args:
+            usual: Of the profile.
+        """
+        if not usual or self.connection.namespace:
+            return
+        if self.read(self.health.healthz_service_get_healthz, what="health").multi_user:
+            self.connection = replace(self.connection, namespace=usual)
 
     def scope(self) -> dict[str, str]:
         """The namespace as an option of a listing; none on a server with one user."""

@@ -80,6 +80,9 @@ class Cron:
             hint = "Give one second, e.g. 0 as the first field."
             raise InputError("fires several times a minute.", where=f"cron {text!r}", hint=hint)
         cron = cls(" ".join(parts), fields)
+        if (cron._starred(3) or cron._starred(5)) and not (cron._full(3) or cron._full(5)):
+            hint = "Readers of cron do not agree whether both must fit: list the days, e.g. 1,11,21 for */10."
+            raise InputError("restricts both days, one of them by a star.", where=f"cron {text!r}", hint=hint)
         if next(cron.times(datetime.now(UTC)), None) is None:
             raise InputError("never fires: no month has that day.", where=f"cron {text!r}")
         return cron
@@ -95,11 +98,12 @@ class Cron:
             every_minute = "every minute" if len(minutes) == 60 else f"minute {_ranges(minutes)}"
             clock = f"at second {int(second)} of {every_minute} of {every_hour}"
         on = []
-        if not self._any(3):
+        if not self._full(3):
             on.append(f"day {_ranges(days)} of the month")
-        if not self._any(5):
+        if not self._full(5):
             on.append(_listed([_DAYS[day].capitalize() for day in sorted(weekdays)]))
-        day = "every day" if not on else "on " + " or ".join(on)
+        whichever = self._either_day() and len(on) < 2
+        day = "every day" if not on or whichever else "on " + " or ".join(on)
         month = "" if len(months) == 12 else " in " + _listed([_MONTHS[one - 1].capitalize() for one in sorted(months)])
         return f"{clock}, {day}{month}"
 
@@ -118,12 +122,17 @@ class Cron:
 
     def _fires_on(self, day: datetime) -> bool:
         of_month, of_week = day.day in self.fields[3], (day.weekday() + 1) % 7 in self.fields[5]
-        if self._any(3) or self._any(5):
-            return of_month and of_week
-        return of_month or of_week
+        return of_month or of_week if self._either_day() else of_month and of_week
 
-    def _any(self, field: int) -> bool:
-        return self.text.split()[field][0] in "*?"
+    def _either_day(self) -> bool:
+        """Whether either day is enough: where neither field has a star."""
+        return not (self._starred(3) or self._starred(5))
+
+    def _starred(self, field: int) -> bool:
+        return any(piece[0] in "*?" for piece in self.text.split()[field].split(","))
+
+    def _full(self, field: int) -> bool:
+        return len(self.fields[field]) == _FIELDS[field].high - _FIELDS[field].low + 1
 
 
 def _values(part: str, field: _Field, text: str) -> frozenset[int]:

@@ -21,11 +21,13 @@ from pipelines.settings import RunSettings
 
 __all__ = ["Line", "examine", "quantity"]
 
-_QUEUES = ("kueue.x-k8s.io", "v1beta1", "localqueues")
+_QUEUES = ("kueue.x-k8s.io", "v1beta2", "localqueues")
+"""As in k8s/base/queue.yaml: Kueue serves it since 0.15, and nothing older since 0.20."""
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
-_SUFFIXES = {"m": Decimal("0.001"), "k": Decimal(10**3), "": Decimal(1)}
-_SUFFIXES |= {letter: Decimal(1000 ** (number + 2)) for number, letter in enumerate("MGTP")}
-_SUFFIXES |= {f"{letter}i": Decimal(1024 ** (number + 1)) for number, letter in enumerate("KMGTP")}
+_SUFFIXES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("0.001"), "k": Decimal(10**3), "": Decimal(1)}
+_SUFFIXES |= {letter: Decimal(1000 ** (number + 2)) for number, letter in enumerate("MGTPE")}
+_SUFFIXES |= {f"{letter}i": Decimal(1024 ** (number + 1)) for number, letter in enumerate("KMGTPE")}
+_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([a-zA-Z]*)")
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,19 @@ def examine(
         kube: A connection to Kubernetes; None: by kubeconfig.
     """
     return [
-        *_kfp(connect),
+        *_kfp(connect, profile.namespace),
         *_kubernetes(profile, context, settings, kube),
         *_images(profile, settings),
         _service("object storage", "PLUMBLINE_CHECKPOINTS", _check_bucket),
         _service("MLflow", "MLFLOW_TRACKING_URI", _check_mlflow),
         _service("evidence database", "PLUMBLINE_DATABASE_URL", _check_database),
+        _service("ledger anchor", "PLUMBLINE_LEDGER_ANCHOR", _check_anchor),
     ]
 
 
 def quantity(text: str) -> Decimal:
     """A Kubernetes quantity as a number: `250m` is 0.25, `1Gi` is 1073741824."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-zA-Z]*)", text)
+    match = _QUANTITY.fullmatch(text)
     if match is None or match[2] not in _SUFFIXES:
         raise InputError(f"{text!r} is no Kubernetes quantity.", hint="E.g. 500m, 4, 16Gi.")
     return Decimal(match[1]) * _SUFFIXES[match[2]]
@@ -83,17 +86,19 @@ def quantity(text: str) -> Decimal:
 # --- Kubeflow Pipelines ----------------------------------------------------------------------------------------------
 
 
-def _kfp(connect: Callable[[], Any]) -> Iterator[Line]:
+def _kfp(connect: Callable[[], Any], namespace: str | None) -> Iterator[Line]:
     try:
         kfp = connect()
         health = kfp.read(kfp.health.healthz_service_get_healthz, what="health")
+        kfp.settle_namespace(namespace)
     except PlumblineError as error:
         yield _failed("Kubeflow Pipelines", error)
         return
     several = bool(health.multi_user)
     yield Line("Kubeflow Pipelines", "pass", f"answers, for {'several users' if several else 'one user'}")
     if several and not kfp.connection.namespace:
-        yield Line("your namespace", "fail", "the server has several users", "Give --namespace, your profile's.")
+        fix = "Give --namespace, or name one in the profile."
+        yield Line("your namespace", "fail", "the server has several users, and the profile names none", fix)
         return
     try:
         kfp.read(kfp.runs.run_service_list_runs, what="list runs", page_size=1, **kfp.scope())
@@ -162,7 +167,7 @@ def _has_keys(kube: Kube, kind: str, call: Callable[..., Any], source: Environme
             return Line(check, "pass", f"not there; optional ({', '.join(source.variables)})")
         keys = ", ".join(source.variables)
         return _absent(check, error, f"Make it with the keys {keys}: docs/cluster.md has the commands.")
-    missing = [name for name in source.variables if not there.get(name)]
+    missing = [name for name in source.variables if name not in there]  # one that is empty may be meant
     if missing and not source.optional:
         return Line(check, "fail", f"lacks {', '.join(missing)}", f"Add the key to the {kind}.")
     return Line(check, "pass", f"has {', '.join(name for name in source.variables if name not in missing) or 'no key'}")
@@ -263,11 +268,11 @@ def _quota(kube: Kube, train: StepResources) -> Iterator[Line]:
         yield Line("quota", "pass", "the namespace has none")
     for one in quotas:
         hard, used = one.status.hard or {}, one.status.used or {}
+        left = {key: quantity(str(most)) - quantity(str(used.get(key, "0"))) for key, most in hard.items()}
         short = [
-            f"{name} (left {(quantity(hard[key]) - quantity(used.get(key, '0'))).normalize():f})"
-            for name, amount in _needs(train).items()
-            for key in (f"requests.{name}", name)
-            if key in hard and quantity(hard[key]) - quantity(used.get(key, "0")) < amount
+            f"{key} (left {left[key].normalize():f})"
+            for key, amount in _counted(train).items()
+            if key in left and left[key] < amount
         ]
         check = f"quota {one.metadata.name}"
         if short:
@@ -275,6 +280,15 @@ def _quota(kube: Kube, train: StepResources) -> Iterator[Line]:
             yield Line(check, "fail", f"too little for a training step: {', '.join(short)}", fix)
         else:
             yield Line(check, "pass", "has room for a training step")
+
+
+def _counted(train: StepResources) -> dict[str, Decimal]:
+    """What a quota may count of a training step, by the quota's names."""
+    needs = _needs(train)
+    limits = {
+        f"limits.{name}": quantity(value) for name, value in (("cpu", train.cpu), ("memory", train.memory)) if value
+    }
+    return {"pods": Decimal(1), **needs, **{f"requests.{name}": amount for name, amount in needs.items()}, **limits}
 
 
 def _needs(train: StepResources) -> dict[str, Decimal]:
@@ -297,9 +311,21 @@ def _images(profile: Profile, settings: RunSettings | None) -> Iterator[Line]:
     for kind, own in kinds:
         place = profile.resources(kind, getattr(execution, kind) if execution else StepResources())
         try:
-            yield Line(f"{kind} image", "pass", place.image(kind, default=own))
+            image = place.image(kind, default=own)
         except PlumblineError as error:
             yield _failed(f"{kind} image", error)
+            continue
+        if _has_registry(image):
+            yield Line(f"{kind} image", "pass", image)
+        else:
+            fix = f"Name yours as {kind}.image of the profile, unless every node has it already (kind load, say)."
+            yield Line(f"{kind} image", "unknown", f"{image} names no registry: nodes ask docker.io", fix)
+
+
+def _has_registry(image: str) -> bool:
+    """Whether the name begins with a host, as container runtimes tell one from a folder."""
+    host, slash, _ = image.partition("/")
+    return bool(slash) and ("." in host or ":" in host or host == "localhost")
 
 
 def _service(name: str, variable: str, check: Callable[[], str]) -> Line:
@@ -334,6 +360,12 @@ def _check_mlflow() -> str:
         hint = "Check address and login; a server that answers 403 to a service name needs --allowed-hosts."
         raise PlumblineError(f"does not answer: {error}", where="MLFLOW_TRACKING_URI", hint=hint) from error
     return "answers"
+
+
+def _check_anchor() -> str:
+    from components.prerequisites.checks import check_ledger_anchor
+
+    return check_ledger_anchor()
 
 
 def _check_database() -> str:

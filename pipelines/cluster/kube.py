@@ -57,10 +57,12 @@ class Kube:
         """
         from kubernetes import client, config
 
+        settings: Any = client.Configuration()
+        settings.retries = False  # before the client is made, which reads it then
         try:
             if context is None and _in_pod():
-                config.load_incluster_config()
-                return cls(client.ApiClient(), namespace or _pod_namespace())
+                config.load_incluster_config(client_configuration=settings)
+                return cls(client.ApiClient(settings), namespace or _pod_namespace())
             file = os.environ.get("KUBECONFIG")  # read now: the library reads it once, when it is imported
             contexts: Any
             active: Any
@@ -69,12 +71,11 @@ class Kube:
             if chosen is None:
                 names = ", ".join(one["name"] for one in contexts)
                 raise InputError("no such context.", where=f"--context {context}", hint=f"One of: {names}.")
-            made: Any = config.new_client_from_config(file, context=chosen["name"])
+            config.load_kube_config(file, context=chosen["name"], client_configuration=settings)
         except config.ConfigException as error:
             hint = "Set KUBECONFIG, or log in to the cluster so that `kubectl get pods` works."
             raise InputError(f"no cluster is configured: {error}", where="kubeconfig", hint=hint) from error
-        made.configuration.retries = False
-        return cls(made, namespace or chosen["context"].get("namespace") or "default")
+        return cls(client.ApiClient(settings), namespace or chosen["context"].get("namespace") or "default")
 
     def ask(self, call: Callable[..., Any], *arguments: Any, what: str, **options: Any) -> Any:
         """Makes a call.
@@ -91,6 +92,8 @@ class Kube:
             raise KubeError(
                 f"Kubernetes answers {error.status} {error.reason}.", status=error.status, where=what
             ) from error
+        except ValueError as error:  # the generated client cannot read it
+            raise KubeError(f"Kubernetes' answer cannot be read: {error}.", status=None, where=what) from error
         except (HTTPError, OSError) as error:
             hint = "Does `kubectl get pods` work from here?"
             raise KubeError(

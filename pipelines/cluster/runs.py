@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -106,7 +107,9 @@ def submit(kfp: KFP, settings: RunSettings, pipeline: str | None) -> RunState:
 
     profile = load_profile(settings.execution.profile)
     with tempfile.TemporaryDirectory(prefix="plumbline-") as aside:
-        version = ensure_version(kfp, compiled(settings, pipeline, Path(aside) / "pipeline.yaml"))
+        made = compiled(settings, pipeline, Path(aside) / "pipeline.yaml")
+        kfp.settle_namespace(profile.namespace)
+        version = ensure_version(kfp, made)
         account = getattr(profile.service_accounts, PIPELINES[version[0].kind].account)
     name = f"{settings.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     body = kfp_server_api.V2beta1Run(
@@ -117,12 +120,12 @@ def submit(kfp: KFP, settings: RunSettings, pipeline: str | None) -> RunState:
         service_account=account,
     )
     try:
-        made = kfp.write(kfp.runs.run_service_create_run, body, what=f"start run {name}")
+        started = kfp.write(kfp.runs.run_service_create_run, body, what=f"start run {name}")
     except AnswerLostError:
-        made = _started_all_the_same(kfp, name)
-        if made is None:
+        started = _started_all_the_same(kfp, name)
+        if started is None:
             raise
-    return _state(kfp, made)
+    return _state(kfp, started)
 
 
 def run_state(kfp: KFP, run_id: str) -> RunState:
@@ -159,7 +162,7 @@ def watch(
         ApiError: There is no such run, or the server has been silent for ten minutes.
     """
     started = last_heard = time.monotonic()
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, int], str] = {}
     while True:
         try:
             state = run_state(kfp, run_id)
@@ -169,10 +172,11 @@ def watch(
             if lasting or time.monotonic() - last_heard > _PATIENCE_SECONDS:
                 raise
         else:
-            changed = [step for step in state.steps if seen.get(step.name) != step.state]
+            now = _by_occurrence(state.steps)
+            changed = [step for key, step in now.items() if seen.get(key) != step.state]
             if changed or not seen:
                 tell(state, changed)
-            seen |= {step.name: step.state for step in state.steps} | {"": state.state}
+            seen |= {key: step.state for key, step in now.items()} | {("", 0): state.state}
             if state.ended:
                 return state
         if timeout_seconds is not None and time.monotonic() - started + every_seconds > timeout_seconds:
@@ -268,11 +272,22 @@ def _state(kfp: KFP, run: Any) -> RunState:
     )
 
 
+def _by_occurrence(steps: list[StepState]) -> dict[tuple[str, int], StepState]:
+    """Steps by name and how often it came before: a step that is tried again is listed once a try."""
+    found: dict[tuple[str, int], StepState] = {}
+    counts: Counter[str] = Counter()
+    for step in steps:
+        found[step.name, counts[step.name]] = step
+        counts[step.name] += 1
+    return found
+
+
 def _steps(details: list[Any]) -> Iterator[StepState]:
     """The steps that people know, in order of their start; KFP's own drivers and DAGs are left out."""
     own = [one for one in details if one.display_name and not one.display_name.endswith("-driver")]
     own = [one for one in own if one.display_name != "root" and not one.display_name.startswith("executor")]
-    for one in sorted(own, key=lambda task: (task.start_time is None, task.start_time or task.create_time or 0)):
+    latest = datetime.max.replace(tzinfo=UTC)
+    for one in sorted(own, key=lambda task: (task.start_time is None, task.start_time or task.create_time or latest)):
         over = one.end_time if one.state in ENDED else None
         pods = [child.pod_name for child in one.child_tasks or [] if child.pod_name]
         yield StepState(

@@ -105,7 +105,9 @@ def apply(kfp: KFP, schedule: Schedule) -> Applied:
         settings = settings.executed(profile=schedule.profile)
     profile = load_profile(settings.execution.profile)
     with tempfile.TemporaryDirectory(prefix="plumbline-") as aside:
-        made, version = ensure_version(kfp, compiled(settings, schedule.pipeline, Path(aside) / "pipeline.yaml"))
+        content = compiled(settings, schedule.pipeline, Path(aside) / "pipeline.yaml")
+        kfp.settle_namespace(profile.namespace)
+        made, version = ensure_version(kfp, content)
     _check_parameters(schedule, made.documents[0])
     account = getattr(profile.service_accounts, PIPELINES[schedule.pipeline].account)
     experiment = kfp.experiment(profile.experiment)
@@ -218,7 +220,7 @@ def _is_as_declared(one: Any, digest: str, cron: str, account: str | None) -> bo
     return (
         _digest(one) == digest
         and trigger == cron
-        and (one.service_account or None) == (account or None)
+        and account in (None, one.service_account)  # KFP puts its default where none was asked for
         and str(one.max_concurrency) == str(_MAX_CONCURRENCY)
         and bool(one.no_catchup)
     )

@@ -34,6 +34,17 @@ _SATURDAY = datetime(2026, 11, 21, tzinfo=UTC)
             ["2026-11-27T04:00", "2026-12-01T04:00"],
         ),
         (
+            "0 0 4 */10 * *",
+            "at 04:00:00 UTC, on day 1, 11, 21 and 31 of the month",
+            ["2026-11-21T04:00", "2026-12-01T04:00"],
+        ),
+        (
+            "0 0 4 * * */3",
+            "at 04:00:00 UTC, on Sunday, Wednesday and Saturday",
+            ["2026-11-21T04:00", "2026-11-22T04:00"],
+        ),
+        ("0 0 4 1-31 * 5", "at 04:00:00 UTC, every day", ["2026-11-21T04:00", "2026-11-22T04:00"]),
+        (
             "0 0 0 29 feb *",
             "at 00:00:00 UTC, on day 29 of the month in February",
             ["2028-02-29T00:00", "2032-02-29T00:00"],
@@ -61,6 +72,7 @@ def test_an_expression_is_put_in_words_and_says_when_it_fires(text: str, words: 
         ("0 5-1 0 * * *", "'5-1' is no minute"),
         ("0 */0 0 * * *", "is no minute"),
         ("0 0 0 30 2 *", "never fires"),
+        ("0 0 4 */10 * 5", "restricts both days"),
         ("", "0 fields"),
         ("@daily", "1 fields"),
     ],

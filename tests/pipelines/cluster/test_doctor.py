@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kfp_server import KFPServer
 from kubernetes import client as k8s
 from kubernetes_server import KubernetesServer, run_kubernetes_server
@@ -17,11 +21,11 @@ from kubernetes_server import KubernetesServer, run_kubernetes_server
 from components.shared.errors import InputError
 from pipelines.cluster.connection import KFP
 from pipelines.cluster.doctor import Line, examine, quantity
-from pipelines.cluster.kube import Kube, step_logs
+from pipelines.cluster.kube import Kube, KubeError, step_logs
 from pipelines.placement import Profile, load_profile
 
 _NAMESPACE = "plumbline"
-_QUEUE = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{_NAMESPACE}/localqueues/plumbline"
+_QUEUE = f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{_NAMESPACE}/localqueues/plumbline"
 _PRIORITY = "/apis/scheduling.k8s.io/v1/priorityclasses/plumbline-training"
 
 
@@ -83,9 +87,9 @@ def _node(**overrides: Any) -> k8s.V1Node:
     )
 
 
-def _quota(gpus: str) -> k8s.V1ResourceQuota:
-    hard = {"requests.nvidia.com/gpu": gpus, "requests.memory": "500Gi"}
-    used = {"requests.nvidia.com/gpu": "3", "requests.memory": "64Gi"}
+def _quota(gpus: str = "4", **hard: str) -> k8s.V1ResourceQuota:
+    hard = {"requests.nvidia.com/gpu": gpus, "requests.memory": "500Gi", "requests.storage": "1Ei"} | hard
+    used = {"requests.nvidia.com/gpu": "3", "requests.memory": "64Gi", "requests.storage": "1e3"}
     return k8s.V1ResourceQuota(metadata=_named("training"), status=k8s.V1ResourceQuotaStatus(hard=hard, used=used))
 
 
@@ -101,6 +105,7 @@ def look(
     """Examines the cluster; the lines by check."""
     monkeypatch.setenv("PLUMBLINE_DATABASE_URL", f"sqlite:///{tmp_path / 'evidence.db'}")
     monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(tmp_path))
+    monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", str(tmp_path / "anchors"))
 
     def lines(profile: Profile | None = None) -> dict[str, Line]:
         return {line.check: line for line in examine(profile or _profile(), connect=lambda: kfp, kube=kube)}
@@ -171,6 +176,16 @@ _BROKEN: dict[str, tuple[Callable[[KubernetesServer], Any], str, str]] = {
         "quota training",
         "nvidia.com/gpu (left 0)",
     ),
+    "limits used up": (
+        _changed(f"/api/v1/namespaces/{_NAMESPACE}/resourcequotas", [_quota(**{"limits.memory": "64Gi"})]),
+        "quota training",
+        "limits.memory (left 68719476736)",
+    ),
+    "no more pods": (
+        _changed(f"/api/v1/namespaces/{_NAMESPACE}/resourcequotas", [_quota(pods="0")]),
+        "quota training",
+        "pods (left 0)",
+    ),
 }
 
 
@@ -189,6 +204,61 @@ def test_what_is_missing_fails_its_own_line_with_what_to_do(
 def test_an_optional_secret_may_be_missing(kubernetes: KubernetesServer, look: Callable[..., dict[str, Line]]) -> None:
     kubernetes.objects.pop(f"/api/v1/namespaces/{_NAMESPACE}/secrets/plumbline-notice")
     assert look()["Secret plumbline-notice"].result == "pass"
+
+
+def test_an_empty_login_is_one_for_a_server_without_logins(
+    kubernetes: KubernetesServer, look: Callable[..., dict[str, Line]]
+) -> None:
+    empty = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}  # as k8s/secrets.example.yaml says
+    secret = k8s.V1Secret(metadata=_named("plumbline-mlflow"), data=empty)
+    kubernetes.objects[f"/api/v1/namespaces/{_NAMESPACE}/secrets/plumbline-mlflow"] = secret
+    assert look()["Secret plumbline-mlflow"].result == "pass"
+
+
+def test_the_queue_is_asked_for_in_the_version_that_the_manifests_have() -> None:
+    manifest = Path(__file__).resolve().parents[3] / "k8s" / "base" / "queue.yaml"
+    queue = next(one for one in yaml.safe_load_all(manifest.read_text()) if one["kind"] == "LocalQueue")
+    assert _QUEUE.startswith(f"/apis/{queue['apiVersion']}/")
+
+
+def test_an_image_that_names_no_registry_is_no_pass(look: Callable[..., dict[str, Line]]) -> None:
+    dev = load_profile("dev").model_dump(exclude_none=True)
+    found = look(Profile.model_validate(dev))["train image"]
+    assert (found.result, "docker.io" in found.found) == ("unknown", True)
+    dev["train"]["image"] = "registry.example.com:5000/train:1"
+    assert look(Profile.model_validate(dev))["train image"].result == "pass"
+
+
+def test_an_answer_that_makes_no_sense_fails_its_line_and_no_other(
+    kubernetes: KubernetesServer, look: Callable[..., dict[str, Line]]
+) -> None:
+    broken = {"items": [{"metadata": {"name": "n"}, "spec": {"taints": [{"key": "k"}]}}]}  # a taint has an effect
+    kubernetes.objects["/api/v1/nodes"] = broken
+    found = look()
+    assert found["nodes for a training step"].result == "fail"
+    assert found["quota training"].result == "pass"
+
+
+def test_a_cluster_that_hangs_up_is_asked_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        callers: list[int] = []
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    caller, _ = door.accept()
+                    callers.append(1)
+                    caller.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        server = KubernetesServer(address=f"http://127.0.0.1:{door.getsockname()[1]}")
+        config = server.kubeconfig(tmp_path / "kubeconfig", namespace="x")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", str(config))
+            kube = Kube.connect(None, None)
+        with pytest.raises(KubeError, match="does not answer"):
+            kube.ask(kube.core.list_node, what="nodes")
+        assert len(callers) == 1
 
 
 def test_what_one_may_not_look_at_is_unknown_and_no_pass(
@@ -212,7 +282,8 @@ def test_a_namespace_that_is_not_there_is_one_line_and_the_services_are_looked_a
 
 def test_kfp_that_refuses_or_has_several_users_is_said(server: KFPServer, look: Callable[..., dict[str, Line]]) -> None:
     server.multi_user = True
-    assert "--namespace" in look()["your namespace"].fix
+    assert "--namespace" in look(_profile().model_copy(update={"namespace": None}))["your namespace"].fix
+    assert look()["right to list runs"].result == "pass", "the profile names the namespace"
     server.multi_user = False
     server.forbidden.append("/runs")
     assert look()["right to list runs"].result == "fail"
@@ -250,6 +321,11 @@ def test_quantities_are_numbers() -> None:
     assert quantity("250m") == Decimal("0.25")
     assert quantity("1Gi") == 1024**3
     assert quantity("2M") == 2_000_000
+    assert quantity("1Ei") == 1024**6
+    assert quantity("1e3") == quantity("1E3") == 1000
+    assert quantity("1E") == 10**18
+    assert quantity("-5") == -5
+    assert quantity("100n") == Decimal("1e-7")
     with pytest.raises(InputError):
         quantity("lots")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import kfp_server_api as api
 import pytest
 from kfp_server import KFPServer, run_kfp_server
 
@@ -47,6 +49,26 @@ def test_a_namespace_is_sent_where_the_server_has_several_users(server: KFPServe
     _submit(kfp)
     assert next(iter(server.experiments.values())).namespace == "team-a"
     assert next(iter(server.pipelines.values())).namespace == "team-a"
+
+
+def test_a_server_with_several_users_gets_the_profiles_namespace_when_none_is_named(
+    server: KFPServer, kfp: KFP
+) -> None:
+    server.multi_user = True
+    _submit(kfp)
+    assert next(iter(server.experiments.values())).namespace == "plumbline"
+    assert next(iter(server.pipelines.values())).namespace == "plumbline"
+
+
+def test_a_server_with_one_user_is_sent_no_namespace(server: KFPServer, kfp: KFP) -> None:
+    _submit(kfp)
+    assert next(iter(server.experiments.values())).namespace is None
+
+
+def test_a_namespace_that_is_missing_is_what_the_refusal_advises(server: KFPServer, kfp: KFP) -> None:
+    server.multi_user = True
+    with pytest.raises(ApiError, match="give --namespace"):
+        list(kfp.pages(kfp.runs.run_service_list_runs, "runs", what="runs"))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +198,25 @@ def test_watching_tells_each_change_once_bears_a_server_that_is_away_and_ends_wi
     assert ended.failed_step is not None
     assert (ended.failed_step.name, ended.failed_step.pod) == ("evaluation", "p2")
     assert ended.steps[0].seconds == 3
+
+
+def test_a_step_that_is_tried_again_is_told_at_each_try_and_not_at_each_look(server: KFPServer, kfp: KFP) -> None:
+    run_id = _submit(kfp).run_id
+    server.step(run_id, "ppo", "FAILED", error="exit 137", pod="p1")
+    server.runs[run_id].run_details.task_details += [
+        api.V2beta1PipelineTaskDetail(display_name="ppo", state="RUNNING"),
+        api.V2beta1PipelineTaskDetail(display_name="report", state="PENDING", create_time=datetime.now(UTC)),
+    ]
+    told: list[tuple[str, str]] = []
+    with pytest.raises(PlumblineError, match="not ended"):
+        runs.watch(
+            kfp,
+            run_id,
+            tell=lambda _, changed: told.extend((step.name, step.state) for step in changed),
+            every_seconds=0.01,
+            timeout_seconds=0.3,
+        )
+    assert sorted(told) == [("ppo", "FAILED"), ("ppo", "RUNNING"), ("report", "PENDING")]
 
 
 def test_watching_a_run_that_is_not_there_ends_at_once(kfp: KFP) -> None:

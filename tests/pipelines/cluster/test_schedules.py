@@ -51,6 +51,20 @@ def test_applying_the_same_file_twice_changes_nothing(server: KFPServer, kfp: KF
     assert not [call for call in server.requests if not call.startswith("GET")]
 
 
+def test_an_account_that_the_server_chose_is_no_change(server: KFPServer, kfp: KFP) -> None:
+    schedules.apply(kfp, _make_schedule(profile="local"))
+    assert _only(server).service_account == "pipeline-runner", "the server's default: the profile names none"
+    assert schedules.apply(kfp, _make_schedule(profile="local")).change == "unchanged"
+
+
+def test_a_schedule_is_in_the_profiles_namespace_where_the_server_has_several_users(
+    server: KFPServer, kfp: KFP
+) -> None:
+    server.multi_user = True
+    schedules.apply(kfp, _make_schedule())
+    assert next(iter(server.experiments.values())).namespace == "plumbline"
+
+
 @pytest.mark.parametrize(
     "change", [{"cron": "0 0 3 * * 1"}, {"settings": "gpu-example"}, {"parameters": {"seed": 7}}, {"profile": "local"}]
 )
