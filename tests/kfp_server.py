@@ -155,7 +155,7 @@ class KFPServer:
         ]
 
     def _require_namespace(self, namespace: str | None, what: str) -> None:
-        """A server with several users takes nothing that is in no namespace; everybody's pipelines are its own people's."""
+        """A server with several users takes nothing that is in no namespace."""
         if self.multi_user and not namespace:
             raise Refusal(
                 403 if what == "Pipeline" else 400, f"{what} cannot have an empty namespace in multi-user mode"
