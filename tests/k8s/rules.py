@@ -113,7 +113,8 @@ def accounts_exist(manifests: Sequence[Manifest]) -> Iterator[str]:
             if manifest["roleRef"]["name"] not in roles:
                 yield f"{name_of(manifest)}: no Role {manifest['roleRef']['name']}"
             for subject in manifest.get("subjects") or []:
-                if subject["name"] not in there:
+                elsewhere = subject.get("namespace") not in (None, manifest["metadata"].get("namespace"))
+                if not elsewhere and subject["name"] not in there:
                     yield f"{name_of(manifest)}: no ServiceAccount {subject['name']}"
 
 

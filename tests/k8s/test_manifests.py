@@ -127,7 +127,7 @@ def test_secrets_that_are_named_are_in_the_template_and_in_the_external_secrets(
 
 
 def test_only_prod_pins_images_by_digest_and_both_say_what_is_left_to_edit(overlays: Overlays) -> None:
-    ours = re.compile(r"plumbline/(light|review)@sha256:[0-9a-f]{64}")
+    ours = re.compile(r"plumbline/plumbline-(light|review)@sha256:[0-9a-f]{64}")
     images = {name: re.findall(r"'image': '([^']*plumbline[^']*)'", str(found)) for name, found in overlays.items()}
     assert images["prod"]
     assert all(ours.search(image) for image in images["prod"])

@@ -24,3 +24,33 @@ def test_everything_that_a_profile_names_is_in_its_overlay(name: str, overlays: 
     for source in profile.secrets:
         assert set(source.variables) <= set(secrets[source.name])
     assert set(profile.pull_secrets) <= set(secrets)
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_images_are_named_as_the_build_names_them(name: str) -> None:
+    (kustomization,) = load((K8S / "overlays" / name / "kustomization.yaml").read_text())
+    assert kustomization["images"]
+    for image in kustomization["images"]:
+        assert image["newName"].rpartition("/")[2] == image["name"]
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_whoever_starts_a_run_may_use_its_account(name: str, overlays: dict[str, list[Manifest]]) -> None:
+    """KFP asks since 2.18: the schedule of release runs has its own account only, recurring runs' controller both."""
+    accounts, there = load_profile(name).service_accounts, {name_of(one): one for one in overlays[name]}
+    allowed = {
+        "plumbline-use-promotion": {accounts.promotion},
+        "plumbline-use-accounts": set(accounts.model_dump().values()),
+    }
+    for role, names in allowed.items():
+        (rule,) = there[f"Role/{role}"]["rules"]
+        assert (rule["resources"], rule["verbs"], set(rule["resourceNames"])) == (["serviceaccounts"], ["use"], names)
+    (starter,) = there["RoleBinding/plumbline-use-promotion"]["subjects"]
+    assert (
+        starter["name"]
+        == there["CronJob/plumbline-release-due"]["spec"]["jobTemplate"]["spec"]["template"]["spec"][
+            "serviceAccountName"
+        ]
+    )
+    (controller,) = there["RoleBinding/plumbline-use-accounts"]["subjects"]
+    assert controller == {"kind": "ServiceAccount", "name": "ml-pipeline-scheduledworkflow", "namespace": "kubeflow"}
