@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,11 +23,20 @@ if TYPE_CHECKING:
     from pipelines.settings import RunSettings
     from pipelines.workspace import RunFolder, Workspace
 
-__all__ = ["ContainerMount", "ContainerSettings", "container_steps", "step_options", "terminate_steps"]
+__all__ = [
+    "ContainerMount",
+    "ContainerSettings",
+    "container_steps",
+    "require_containers",
+    "step_options",
+    "terminate_steps",
+]
 
 _UNPRIVILEGED = 65532
 _RUN_LABEL = "dev.plumbline.run"
 _HANDED_ON = ("PLUMBLINE_", "MLFLOW_", "AWS_", "HF_")
+_KEPT_BACK = {"PLUMBLINE_REVIEW_SECRET", "PLUMBLINE_KFP_COOKIE"}
+"""No step's business, and `docker inspect` shows a container's variables."""
 _THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
 
 
@@ -50,6 +59,10 @@ class ContainerSettings(StrictModel):
     network: str = Field(default="bridge", description="Docker network that the steps join.")
     memory: str | None = Field(default=None, description="Memory limit of a step, e.g. `8g`; `/tmp` counts.")
     shared_memory: str | None = Field(default=None, description="Size of /dev/shm, e.g. `1g`; Docker's is 64m.")
+    gpus: Literal["all"] | Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="GPUs that steps see, `all` or how many; Docker needs NVIDIA's container toolkit. None: none.",
+    )
     mounts: list[ContainerMount] = Field(default=[], description="Beside the workspace and the inputs.")
     environment: dict[str, str] = Field(
         default={},
@@ -66,25 +79,20 @@ class ContainerSettings(StrictModel):
 
 
 @contextmanager
-def container_steps(settings: RunSettings, workspace: Workspace, run: RunFolder, images: set[str]) -> Iterator[Any]:
+def container_steps(settings: RunSettings, workspace: Workspace, run: RunFolder) -> Iterator[Any]:
     """Within the block, kfp runs steps in containers.
 
     Args:
         settings: Of the run.
         workspace: All of it is mounted: a step may take what an earlier run left.
         run: Names the containers' label.
-        images: That the steps need.
 
     Yields:
         The runner for `kfp.local.init`.
-
-    Raises:
-        InputError: Docker cannot be reached, or an image is missing.
     """
     from kfp import local
     from kfp.local import docker_task_handler
 
-    _require(images)
     options = step_options(settings, workspace, run)
     scratch = run.path / "scratch"
     scratch.mkdir(exist_ok=True)
@@ -99,6 +107,21 @@ def container_steps(settings: RunSettings, workspace: Workspace, run: RunFolder,
         yield runner
     finally:
         docker_task_handler.run_docker_container = before
+
+
+def require_containers(settings: RunSettings, workspace: Workspace, images: set[str]) -> None:
+    """Looks whether containers could start, before there is a run.
+
+    Args:
+        settings: Of the run.
+        workspace: Of the run.
+        images: That the steps need.
+
+    Raises:
+        InputError: Docker cannot be reached, an image or a mount is missing, or an input cannot be read by the steps.
+    """
+    _require(images)
+    _mounts(settings, workspace)
 
 
 def terminate_steps(run_id: str) -> None:
@@ -120,8 +143,13 @@ def step_options(settings: RunSettings, workspace: Workspace, run: RunFolder) ->
         InputError: A mount that the settings name is not there.
     """
     containers = settings.execution.containers
-    limits = {"mem_limit": containers.memory, "shm_size": containers.shared_memory}
-    handed_on = {n: v for n, v in os.environ.items() if n.startswith(_HANDED_ON) or n in _THREADS}
+    limits = {
+        "mem_limit": containers.memory,
+        "shm_size": containers.shared_memory,
+        "device_requests": _device_requests(containers.gpus),
+    }
+    mine = {name: value for name, value in os.environ.items() if name not in _KEPT_BACK}
+    handed_on = {n: v for n, v in mine.items() if n.startswith(_HANDED_ON) or n in _THREADS}
     return {
         "user": containers.user or _own_user(),
         "read_only": True,
@@ -136,6 +164,15 @@ def step_options(settings: RunSettings, workspace: Workspace, run: RunFolder) ->
         "mounts": _mounts(settings, workspace),
         **{name: value for name, value in limits.items() if value is not None},
     }
+
+
+def _device_requests(gpus: Literal["all"] | int | None) -> list[Any] | None:
+    """What `docker run --gpus` asks for."""
+    from docker.types import DeviceRequest
+
+    if gpus is None:
+        return None
+    return [DeviceRequest(count=-1 if gpus == "all" else gpus, capabilities=[["gpu"]])]
 
 
 def _mounts(settings: RunSettings, workspace: Workspace) -> list[Any]:
@@ -159,7 +196,7 @@ def _mounts(settings: RunSettings, workspace: Workspace) -> list[Any]:
 
 
 def _require(images: set[str]) -> None:
-    """Raises what is missing before the first step starts."""
+    """Raises what the engine lacks."""
     import docker
     from docker.errors import DockerException, ImageNotFound
 

@@ -26,7 +26,7 @@ from components.shared.artifacts import MANIFEST
 from components.shared.files import read_json, write_json, write_text
 from components.shared.progress import ask_to_stop
 from pipelines.console import Failure, Watcher
-from pipelines.containers import container_steps, terminate_steps
+from pipelines.containers import container_steps, require_containers, terminate_steps
 from pipelines.settings import RunSettings
 from pipelines.workspace import RunFolder, Workspace
 
@@ -76,11 +76,28 @@ def run_local(
         The run's folder, summary, and failure if any.
 
     Raises:
-        PlumblineError: The workspace cannot be used.
+        PlumblineError: The workspace cannot be used, or the steps could not start: then there is no run.
         SystemExit: SIGTERM or Ctrl-C came; the step's checkpoint and the run's report are written first.
     """
     workspace = Workspace(settings.execution.workspace)
+    if settings.execution.runner == "docker":
+        require_containers(settings, workspace, _images_of(pipeline))
     run = workspace.new_run(name)
+    with run.going_on():
+        return _run_in(run, workspace, settings, pipeline, arguments, console=console, given=given)
+
+
+def _run_in(
+    run: RunFolder,
+    workspace: Workspace,
+    settings: RunSettings,
+    pipeline: Any,
+    arguments: dict[str, Any],
+    *,
+    console: Console,
+    given: Mapping[str, str] | None,
+) -> RunResult:
+    """`run_local`, once the run has a folder."""
     write_text(run.settings, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     workspace.point_latest(run)
     started = time.time()
@@ -117,7 +134,7 @@ def _execute(settings: RunSettings, workspace: Workspace, run: RunFolder, pipeli
     from kfp import local
 
     with (
-        _runner(settings, workspace, run, pipeline) as runner,
+        _runner(settings, workspace, run) as runner,
         open(run.log, "a", encoding="utf-8", buffering=1) as log,
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
@@ -140,13 +157,17 @@ def _execute(settings: RunSettings, workspace: Workspace, run: RunFolder, pipeli
     return False
 
 
+def _images_of(pipeline: Any) -> set[str]:
+    """The images of all its steps."""
+    executors = pipeline.pipeline_spec.deployment_spec["executors"].values()
+    return {executor["container"]["image"] for executor in executors if "container" in executor}
+
+
 @contextlib.contextmanager
-def _runner(settings: RunSettings, workspace: Workspace, run: RunFolder, pipeline: Any) -> Iterator[Any]:
+def _runner(settings: RunSettings, workspace: Workspace, run: RunFolder) -> Iterator[Any]:
     """kfp's runner, as `execution.runner` says."""
     if settings.execution.runner == "docker":
-        executors = pipeline.pipeline_spec.deployment_spec["executors"].values()
-        images = {executor["container"]["image"] for executor in executors if "container" in executor}
-        with container_steps(settings, workspace, run, images) as runner:
+        with container_steps(settings, workspace, run) as runner:
             yield runner
         return
     from kfp import local

@@ -186,7 +186,7 @@ def _model_name(run: RunFolder) -> str | None:
 
 def _describe(run: RunFolder) -> dict[str, Any]:
     if not run.summary.is_file():
-        return {"run_id": run.run_id, "status": "RUNNING or killed", "verdict": None, "seconds": None, "report": None}
+        return {"run_id": run.run_id, "status": run.state, "verdict": None, "seconds": None, "report": None}
     summary = read_json(run.summary)
     return {
         "run_id": run.run_id,

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from components.shared.errors import InputError
 from components.shared.progress import PROGRESS_VARIABLE
 
 __all__ = ["RunFolder", "Workspace"]
+
+logger = logging.getLogger(__name__)
 
 EXPERIMENT = "plumbline"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -33,10 +37,35 @@ class RunFolder:
         self.settings = path / "settings.yaml"
         self.report = path / "report.html"
         self.summary = path / "summary.json"
+        self._lock = path / ".going-on"
 
     @property
     def run_id(self) -> str:
         return self.path.name
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Within the block the run goes on, for every process that looks: a lock, which a kill gives back too."""
+        with open(self._lock, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)  # who looks at this very moment holds it no longer than that
+            except OSError as error:  # a file system without locks: the run itself needs none
+                logger.debug("%s cannot be locked: %s", self._lock, error)
+            yield
+
+    @property
+    def state(self) -> str:
+        """`RUNNING`, or `KILLED` where nobody runs it any more; only of a run without a summary."""
+        try:
+            with open(self._lock, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "RUNNING"
+        except FileNotFoundError:  # of an older Plumbline, or killed before it began
+            return "KILLED"
+        except OSError:
+            return "RUNNING or killed"
+        return "KILLED"
 
 
 class Workspace:

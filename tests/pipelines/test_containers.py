@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp import local
 from pydantic import ValidationError
+from rich.console import Console
 
 from components.shared.errors import InputError
-from pipelines.containers import ContainerSettings, container_steps, step_options
+from pipelines.containers import ContainerSettings, require_containers, step_options
+from pipelines.local import run_local
+from pipelines.rlhf import build_rlhf, rlhf_arguments
+from pipelines.runs import workspace_status
 from pipelines.settings import RunSettings, load_run_settings
 from pipelines.workspace import RunFolder, Workspace
 
@@ -86,15 +93,51 @@ def test_limits_are_left_to_docker_unless_set(workspace: Workspace, run: RunFold
     assert step_options(_make_settings(memory="2g"), workspace, run)["mem_limit"] == "2g"
 
 
-def test_without_an_engine_nothing_starts(
-    workspace: Workspace, run: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_gpus_are_asked_for_as_docker_run_does(workspace: Workspace, run: RunFolder) -> None:
+    assert "device_requests" not in step_options(_make_settings(), workspace, run)
+    (every,) = step_options(_make_settings(gpus="all"), workspace, run)["device_requests"]
+    assert (every["Count"], every["Capabilities"]) == (-1, [["gpu"]])
+    (two,) = step_options(_make_settings(gpus=2), workspace, run)["device_requests"]
+    assert two["Count"] == 2
+    local.DockerRunner(**step_options(_make_settings(gpus=2), workspace, run))  # kfp takes it
+    for wrong in (0, "some"):
+        with pytest.raises(ValidationError):
+            ContainerSettings(gpus=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_keys_of_the_review_service_and_of_kfp_are_no_steps_business(
+    workspace: Workspace, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PLUMBLINE_REVIEW_SECRET", "PLUMBLINE_KFP_COOKIE"):
+        monkeypatch.setenv(name, "key")
+    assert "key" not in step_options(_make_settings(), workspace, run)["environment"].values()
+
+
+def test_without_an_engine_there_is_no_run(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
-    with (
-        pytest.raises(InputError, match="Docker Engine cannot be reached"),
-        container_steps(_make_settings(), workspace, run, {"plumbline-light:0.1.0"}),
-    ):
-        pytest.fail("it started")
+    with pytest.raises(InputError, match="Docker Engine cannot be reached"):
+        require_containers(_make_settings(), workspace, {"plumbline-light:0.1.0"})
+    settings = _make_settings().executed(workspace=str(workspace.root))
+    data = dict.fromkeys(("sft", "prompts", "preferences"), str(tmp_path))
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update=data)})
+    workspace.root.mkdir()
+    with pytest.raises(InputError, match="Docker Engine cannot be reached"):
+        run_local(settings, build_rlhf(settings), rlhf_arguments(settings), name="small", console=Console(quiet=True))
+    assert workspace_status(str(workspace.root))["runs"] == []
+    assert not (workspace.root / "latest").is_symlink()
+
+
+def test_a_run_that_nobody_runs_any_more_was_killed(workspace: Workspace, run: RunFolder) -> None:
+    assert run.state == "KILLED"
+    with run.going_on():
+        assert run.state == "RUNNING"
+        look = "from pipelines.workspace import Workspace as W; import sys; print(W(sys.argv[1]).runs()[0].state)"
+        run.settings.touch()
+        command = [sys.executable, "-c", look, str(workspace.root)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "RUNNING\n"
+    assert run.state == "KILLED"
 
 
 def test_an_input_that_the_steps_may_not_read_is_told_before_they_start(
