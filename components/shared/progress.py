@@ -100,8 +100,11 @@ def _stop_file(path: str) -> Path:
 
 def _append(path: str, event: dict[str, object]) -> None:
     """One write call a line: lines of several processes never mix."""
-    with open(path, "ab", buffering=0) as file:
-        file.write((json.dumps(event) + "\n").encode())
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.write((json.dumps(event) + "\n").encode())
+    except OSError as error:  # who watches sees less; what the step does and says is not to suffer by it
+        logger.warning("progress cannot be told: %s: %s", path, error.strerror)
 
 
 def _format(value: float | str) -> str:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from components.shared.errors import PlumblineError
+from components.shared.full_disk import full_disk
 from components.shared.progress import announce, stop_asked
 from components.shared.termination import EXIT_TERMINATED
 from components.shared.usage import Usage, UsageMeter
@@ -80,6 +81,7 @@ class StageRun:
         self._open_run = open_run
         self._client: Any = None
         self._waiting: dict[str, list[Any]] = {kind: [] for kind in _BATCH}
+        self._uploads: list[tuple[Path, str | None]] = []
         self._failures = 0
         self._asked_at = 0.0
 
@@ -112,14 +114,10 @@ class StageRun:
         self._send()
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
-        """Uploads a file, or a folder with all in it; one that cannot be sent now is not sent later."""
-
-        def upload() -> None:
-            upload_one = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
-            upload_one(self.run_id, str(path), artifact_path)
-
-        if self._is_due():
-            self._try(f"upload {path}", upload)
+        """Uploads a file, or a folder with all in it; one that cannot be sent now goes later, as it is by then."""
+        if self._open_run is not None:
+            self._uploads.append((Path(path), artifact_path))
+            self._send()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags on the step's run."""
@@ -136,7 +134,8 @@ class StageRun:
             return
         self._asked_at = -math.inf
         sent = self._send()
-        if not sent and (left := {kind: len(rows) for kind, rows in self._waiting.items() if rows}):
+        waiting = {**self._waiting, "files": self._uploads}
+        if not sent and (left := {kind: len(rows) for kind, rows in waiting.items() if rows}):
             logger.error("MLflow: %s of the step could not be sent; the metrics are in this log.", left)
         if self._client is not None and not os.environ.get("MLFLOW_RUN_ID"):  # a run that KFP opened is KFP's to close
             with _never_fatal("end the run"):
@@ -162,7 +161,22 @@ class StageRun:
                 if not self._try(f"log {kind}", partial(self._log, kind, part)):
                     return False
                 del rows[: len(part)]
+        return self._send_files()
+
+    def _send_files(self) -> bool:
+        """Uploads the files that wait; returns whether none does any more."""
+        while self._uploads:
+            path, _ = self._uploads[0]
+            if not path.exists():
+                logger.warning("MLflow: could not upload %s: it is not there.", path)
+            elif not self._is_due() or not self._try(f"upload {path}", partial(self._upload, *self._uploads[0])):
+                return False
+            del self._uploads[0]
         return True
+
+    def _upload(self, path: Path, artifact_path: str | None) -> None:
+        upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        upload(self.run_id, str(path), artifact_path)
 
     def _log(self, kind: str, part: list[Any]) -> None:
         """Logs rows; what the server will never take is dropped."""
@@ -214,6 +228,7 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
 
     Raises:
         SystemExit: The pipeline was interrupted before this step: it does not start; status 143.
+        PlumblineError: The disk is full, whatever library said so inside the block.
     """
     _configure_logging()
     if stop_asked():
@@ -226,11 +241,14 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
         with _system_metrics(run):
             yield run
     except BaseException as error:
+        told = full_disk(error) or error
         run.log_metrics(meter.read().as_metrics())
-        announce(stage, "failed", error=str(error) or type(error).__name__)
-        run.set_tags({_ERROR_TAG: "".join(traceback.format_exception_only(error)).strip()[:5000]})
+        announce(stage, "failed", error=str(told) or type(told).__name__)
+        run.set_tags({_ERROR_TAG: "".join(traceback.format_exception_only(told)).strip()[:5000]})
         run.end("FAILED")
-        raise
+        if told is error:
+            raise
+        raise told from error
     run.log_metrics(meter.read().as_metrics())
     run.end("FINISHED")
     announce(stage, "finished")

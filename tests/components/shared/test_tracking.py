@@ -155,6 +155,38 @@ def test_what_could_not_be_sent_is_sent_with_its_time_once_the_server_is_back(
     assert found.data.tags["note"] == "back"
 
 
+def test_a_file_that_could_not_be_sent_is_sent_once_the_server_is_back_and_one_that_is_gone_is_told(
+    store: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(tracking, "_PAUSE_SECONDS", 0.0)
+    report, fleeting = store / "report.html", store / "fleeting.html"
+    with stage_run("sft") as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_artifact", _unavailable)
+            for file in (report, fleeting):
+                file.write_text("page")
+                run.log_artifact(file, "pages")
+        fleeting.unlink()
+        assert run.run_id is not None
+        run.log_metrics({"loss": 1.0})
+        assert [one.path for one in MlflowClient().list_artifacts(run.run_id, "pages")] == ["pages/report.html"]
+    assert "fleeting.html: it is not there" in caplog.text
+
+
+def test_a_file_that_is_never_sent_is_counted(
+    store: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    (store / "report.html").write_text("page")
+    monkeypatch.setattr(MlflowClient, "log_artifact", _unavailable)
+    with stage_run("sft") as run:
+        run.log_artifact(store / "report.html")
+    assert "{'files': 1} of the step could not be sent" in caplog.text
+
+
 def test_a_run_that_could_not_be_opened_is_opened_later_and_holds_everything(
     store: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
