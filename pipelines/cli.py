@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from pipelines.cluster_cli import cancel, compile_, connected, doctor, logs, schedule, submit, watch_run
+from pipelines.cluster_cli import cancel, compile_, connected, doctor, logs, schedule, submit, upload, watch_run
 
 __all__ = ["main"]
 
@@ -547,7 +547,7 @@ def _tell_what_waits(found: dict[str, Any]) -> None:
         click.echo(f"NOT DELIVERED after {one['attempts']} tries ({one['problem'] or 'not tried yet'}): {one['text']}")
 
 
-for _command in (cancel, compile_, doctor, logs, schedule, submit):
+for _command in (cancel, compile_, doctor, logs, schedule, submit, upload):
     cli.add_command(_command)
 
 

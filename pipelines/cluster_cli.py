@@ -1,4 +1,4 @@
-"""Commands that talk to a cluster: submit, status of a run, logs, cancel, schedule, doctor.
+"""Commands that talk to a cluster: upload, submit, status of a run, logs, cancel, schedule, doctor.
 
 `pipelines.cli` hangs them into `plumbline`. Exit status: 0 done, 1 the run failed or something is missing, 2 wrong use,
 or the server refused or did not answer.
@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-__all__ = ["cancel", "compile_", "connected", "doctor", "logs", "schedule", "submit", "watch_run"]
+__all__ = ["cancel", "compile_", "connected", "doctor", "logs", "schedule", "submit", "upload", "watch_run"]
 
 _EXIT_FAILED = 1
 
@@ -114,6 +114,25 @@ def compile_(
     for path in (written.get("pipeline"), written.get("manifest"), *written.get("components", [])):
         if path:
             click.echo(f"Wrote {path}")
+
+
+@click.command()
+@_settings
+@_compiled
+@_profile
+@connected
+@_as_json
+def upload(
+    connect: Callable[[], Any], settings_file: str, pipeline: str | None, profile: str | None, as_json: bool
+) -> None:
+    """Bring a pipeline to a cluster without starting it; the same content is uploaded once.
+
+    The release pipelines must be there before the review service or a schedule can start release runs.
+    """
+    from pipelines.cluster import runs
+
+    _, version = runs.upload(connect(), _load(settings_file, profile), pipeline)
+    _tell(asdict(version), f"{version.name}: {'there already' if version.was_there else 'uploaded'}.", as_json)
 
 
 @click.command()

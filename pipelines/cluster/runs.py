@@ -18,7 +18,7 @@ from pipelines.cluster.connection import KFP, AnswerLostError, ApiError, NotFoun
 from pipelines.placement import load_profile
 from pipelines.settings import RunSettings
 
-__all__ = ["RunState", "StepState", "Version", "cancel", "ensure_version", "run_state", "submit", "watch"]
+__all__ = ["RunState", "StepState", "Version", "cancel", "ensure_version", "run_state", "submit", "upload", "watch"]
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _PATIENCE_SECONDS = 600.0
@@ -106,16 +106,13 @@ def submit(kfp: KFP, settings: RunSettings, pipeline: str | None) -> RunState:
     import kfp_server_api
 
     profile = load_profile(settings.execution.profile)
-    with tempfile.TemporaryDirectory(prefix="plumbline-") as aside:
-        made = compiled(settings, pipeline, Path(aside) / "pipeline.yaml")
-        kfp.settle_namespace(profile.namespace)
-        version = ensure_version(kfp, made)
-        account = getattr(profile.service_accounts, PIPELINES[version[0].kind].account)
+    kind, version = upload(kfp, settings, pipeline)
+    account = getattr(profile.service_accounts, PIPELINES[kind].account)
     name = f"{settings.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     body = kfp_server_api.V2beta1Run(
         display_name=name,
         experiment_id=kfp.experiment(profile.experiment),
-        pipeline_version_reference=reference_to(version[1]),
+        pipeline_version_reference=reference_to(version),
         runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters={}),
         service_account=account,
     )
@@ -126,6 +123,27 @@ def submit(kfp: KFP, settings: RunSettings, pipeline: str | None) -> RunState:
         if started is None:
             raise
     return _state(kfp, started)
+
+
+def upload(kfp: KFP, settings: RunSettings, pipeline: str | None) -> tuple[str, Version]:
+    """Uploads a pipeline if this content is not there yet.
+
+    Args:
+        kfp: The server.
+        settings: The run.
+        pipeline: A key of `PIPELINES`; None takes the training pipeline that the settings ask for.
+
+    Returns:
+        The pipeline's key in `PIPELINES`, and the version.
+
+    Raises:
+        ApiError: The server refused or did not work.
+        InputError: The pipeline cannot be compiled for this profile.
+    """
+    with tempfile.TemporaryDirectory(prefix="plumbline-") as aside:
+        made = compiled(settings, pipeline, Path(aside) / "pipeline.yaml")
+        kfp.settle_namespace(load_profile(settings.execution.profile).namespace)
+        return made.kind, ensure_version(kfp, made)[1]
 
 
 def run_state(kfp: KFP, run_id: str) -> RunState:

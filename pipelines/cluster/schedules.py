@@ -40,7 +40,10 @@ class Schedule(StrictModel):
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Names the schedule.")
     pipeline: str = Field(default="retraining", description="What runs, e.g. `retraining` or `soak`.")
     settings: str = Field(min_length=1, description="The run's settings: a shipped name, or a file beside this one.")
-    profile: str | None = Field(default=None, description="Environment; None: the settings' own `execution.profile`.")
+    profile: str | None = Field(
+        default=None,
+        description="Environment: a shipped name, or a file beside this one; None: the settings' `execution.profile`.",
+    )
     cron: str = Field(description="Six fields, UTC: second minute hour day-of-month month day-of-week.")
     enabled: bool = Field(default=True, description="False: it stands there and does not run.")
     parameters: dict[str, Any] = Field(default={}, description="Pipeline parameters that differ from the settings.")
@@ -89,8 +92,9 @@ def load_schedule(path: str | Path) -> Schedule:
         InputError: It cannot be read or does not fit.
     """
     schedule = load_settings(path, Schedule)
-    beside = Path(path).parent / schedule.settings
-    return schedule.model_copy(update={"settings": str(beside)}) if beside.is_file() else schedule
+    named = {"settings": schedule.settings, "profile": schedule.profile}
+    beside = {key: Path(path).parent / name for key, name in named.items() if name}
+    return schedule.model_copy(update={key: str(file) for key, file in beside.items() if file.is_file()})
 
 
 def apply(kfp: KFP, schedule: Schedule) -> Applied:

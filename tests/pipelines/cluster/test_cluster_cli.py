@@ -61,6 +61,17 @@ def test_submit_status_and_cancel(server: KFPServer) -> None:
     assert f"plumbline logs {run_id} --step live-models" in shown.output
 
 
+def test_upload_brings_a_pipeline_once_and_starts_nothing(server: KFPServer) -> None:
+    arguments = ("upload", "--settings", "demo", "--profile", "dev", "--pipeline", "release", "--host", server.address)
+    first, again = _json(*arguments), _json(*arguments)
+    assert (first["was_there"], again["was_there"]) == (False, True)
+    assert first["version_id"] == again["version_id"]
+    assert [one.name for one in server.pipelines.values()] == ["plumbline-release"], (
+        "the name that release runs ask for"
+    )
+    assert not server.runs
+
+
 def test_schedule_commands(server: KFPServer, tmp_path: Path) -> None:
     file = tmp_path / "weekly.yaml"
     file.write_text("{name: weekly, pipeline: soak, settings: demo, profile: dev, cron: 0 0 2 * * 1}")

@@ -162,6 +162,16 @@ def test_a_schedule_file_names_its_faults(tmp_path: Path) -> None:
     assert "The first field is seconds: write '0 0 2 * * 1'" in str(caught.value)
 
 
+def test_settings_and_profile_are_found_beside_the_schedules_file(tmp_path: Path, server: KFPServer, kfp: KFP) -> None:
+    shipped = Path(__file__).resolve().parents[3] / "pipelines" / "run_settings" / "demo.yaml"
+    (tmp_path / "my-run.yaml").write_text(shipped.read_text())
+    (tmp_path / "my-dev.yaml").write_text("extends: dev\nexperiment: mine\n")
+    path = tmp_path / "weekly.yaml"
+    path.write_text("{name: weekly, pipeline: soak, settings: my-run.yaml, profile: my-dev.yaml, cron: 0 0 2 * * 1}")
+    schedules.apply(kfp, load_schedule(path))
+    assert next(iter(server.experiments.values())).display_name == "mine"
+
+
 def test_the_shipped_example_applies(server: KFPServer, kfp: KFP) -> None:
     example = Path(__file__).resolve().parents[3] / "pipelines" / "schedules" / "retraining.yaml"
     applied = schedules.apply(kfp, load_schedule(example))
