@@ -135,7 +135,7 @@ def _made(folder: Path) -> Path:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raters", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=100.0, help="Requests a second, of all raters together.")
+    parser.add_argument("--rate", type=float, default=106.0, help="Requests a second, of all raters when all are there.")
     parser.add_argument("--seconds", type=float, default=60.0, help="Of each of the two runs.")
     parser.add_argument("--results", action="store_true", help="Keep the figures in benchmarks/results/.")
     return parser.parse_args(arguments)

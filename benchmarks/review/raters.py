@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-from locust import FastHttpUser, constant_throughput, events, task
+from locust import FastHttpUser, events, task
 from locust.exception import StopUser
 
 _PLAN: dict[str, Any] = json.loads(Path(os.environ["PLUMBLINE_LOAD_PLAN"]).read_text())
@@ -41,9 +41,11 @@ def _write_times(**_more: Any) -> None:
 
 
 class Rater(FastHttpUser):
-    """A person who judges as fast as the plan says: two requests an item."""
+    """A person who judges as fast as the plan says, two requests an item; not in step with the others, nor like clockwork.
 
-    wait_time = constant_throughput(_PLAN["items_per_second"])
+    Locust's own pacing counts from when a user was spawned, so users who are spawned together would click together.
+    """
+
     network_timeout = connection_timeout = 30.0
 
     def on_start(self) -> None:
@@ -52,7 +54,13 @@ class Rater(FastHttpUser):
         self._send("POST", "/login", name="login", data={"token": token}, allow_redirects=False)
         account = self._send("GET", "/api/v1/me", name="me")
         self.form_token = account["form_token"]
-        gevent.sleep(random.random() / _PLAN["items_per_second"])  # people do not click in step
+        gevent.sleep(random.random() / _PLAN["items_per_second"])
+        self.due = time.monotonic()
+
+    def wait_time(self) -> float:
+        """Seconds until the next item: the mean is the plan's, whatever the service takes; each is drawn."""
+        self.due += random.uniform(0.5, 1.5) / _PLAN["items_per_second"]
+        return max(0.0, self.due - time.monotonic())
 
     @task
     def judge_an_item(self) -> None:
@@ -71,8 +79,8 @@ class Rater(FastHttpUser):
 
     def _send(self, method: str, path: str, *, name: str, **content: Any) -> dict[str, Any]:
         """Sends a request until it is answered; a lost connection or a failed service is no answer."""
-        headers = {"X-Form-Token": getattr(self, "form_token", "")}
         while True:
+            headers = {"X-Form-Token": getattr(self, "form_token", "")}  # anew: locust adds to them
             with self.client.request(
                 method, path, name=name, headers=headers, catch_response=True, **content
             ) as response:

@@ -107,6 +107,8 @@ class BatchBook:
         self._aside: set[str] = set()
         self._dismissed: set[str] = set()
         self._counts: Counter[str] = Counter()
+        self._pairs = frozenset(self.plan.pairs)
+        self._places_filled = 0
         self._adjudicated: Counter[str] = Counter()
         self._wanted: Counter[str] = Counter()
         self._asked: dict[str, str] = {}
@@ -127,7 +129,7 @@ class BatchBook:
             if turn.kind == "vote" and row.mark is not None:
                 self._adjudicated[turn.item_id] += 1
             elif turn.kind == "vote" and rater not in self._aside:
-                self._counts[turn.item_id] += 1
+                self._count(turn.item_id, 1)
         self._given[rater][turn] = Given(
             turn.item_id,
             rater,
@@ -170,7 +172,8 @@ class BatchBook:
     def _note_intervention(self, row: Noted) -> None:
         if row.kind == "dismiss":
             self._dismissed.add(str(row.rater))
-            self._set_aside(str(row.rater))
+            if not self.quality(str(row.rater)).counted:  # else only a repeat was owed: the votes stay
+                self._set_aside(str(row.rater))
         elif row.kind == "return_skip":
             for turns in self._skipped.values():
                 turns.discard(Turn(str(row.item_id), "vote"))
@@ -191,7 +194,14 @@ class BatchBook:
         self._aside.add(rater)
         for turn, given in self._given[rater].items():
             if turn.kind == "vote" and given.adjudication is None:
-                self._counts[turn.item_id] -= 1
+                self._count(turn.item_id, -1)
+
+    def _count(self, pair: str, change: int) -> None:
+        """One vote more or less on a pair."""
+        before = self._counts[pair]
+        self._counts[pair] = before + change
+        if pair in self._pairs:
+            self._places_filled += min(before + change, self.needed) - min(before, self.needed)
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -208,7 +218,7 @@ class BatchBook:
     @property
     def given_votes(self) -> int:
         """Votes that hold a place."""
-        return sum(min(self._counts[pair], self.needed) for pair in self.plan.pairs)
+        return self._places_filled
 
     @property
     def adjudications(self) -> dict[str, tuple[int, int]]:
@@ -220,12 +230,16 @@ class BatchBook:
         return self._counts[item_id]
 
     def is_dismissed(self, rater: str) -> bool:
-        """Whether a release manager set the rater's votes aside."""
+        """Whether a release manager asks nothing more of the rater."""
         return rater in self._dismissed
 
     def is_aside(self, rater: str) -> bool:
         """Whether the rater's votes are set aside."""
         return rater in self._aside
+
+    def is_done_with(self, rater: str) -> bool:
+        """Whether nothing more is asked of, or taken from, the rater."""
+        return rater in self._aside or rater in self._dismissed
 
     def quality(self, rater: str) -> RaterQuality:
         """The rater's record."""
@@ -276,19 +290,19 @@ class BatchBook:
         """What the rater did, and what the others leave to do."""
         taken, leased = self._taken(rater, now)
         practised = frozenset(self.practised[rater])
-        return Turns(rater, self._order[rater], frozenset(self._skipped[rater]), practised, taken, leased)
+        return Turns(self.plan, rater, self._order[rater], frozenset(self._skipped[rater]), practised, taken, leased)
 
-    def next_turn(self, rater: str, *, now: str) -> Turn | None:
-        """The rater's next item; of a closed batch only what is adjudicated."""
-        if rater in self._aside:
+    def next_turn(self, turns: Turns, *, now: str) -> Turn | None:
+        """The next item of the rater whose turns these are; of a closed batch only what is adjudicated."""
+        if self.is_done_with(turns.rater):
             return None
         if not self.closed:
-            return self.turns(rater, now=now).next(self.plan)
-        return next((Turn(item_id, "vote") for item_id in self._to_adjudicate(rater, now)), None)
+            return turns.next()
+        return next((Turn(item_id, "vote") for item_id in self._to_adjudicate(turns.rater, now)), None)
 
     def awaits(self, rater: str, *, now: str) -> bool:
         """Whether the batch may still have something for this rater: it is open, or an item of it is adjudicated."""
-        return not self.closed or (rater not in self._aside and bool(self._to_adjudicate(rater, now)))
+        return not self.closed or (not self.is_done_with(rater) and bool(self._to_adjudicate(rater, now)))
 
     def has_place(self, turn: Turn, rater: str, *, now: str) -> bool:
         """Whether a vote of this rater is still wanted."""
@@ -302,12 +316,12 @@ class BatchBook:
 
     def is_complete(self) -> bool:
         """Whether every pair has its votes."""
-        return all(self._counts[pair] >= self.needed for pair in self.plan.pairs)
+        return self._places_filled == self.needed * len(self.plan.pairs)
 
     def owing(self, *, now: str) -> list[str]:
         """Raters who owe a check that decides whether their votes count."""
-        active = [rater for rater in self.raters if rater not in self._aside]
-        return [rater for rater in active if self.turns(rater, now=now).owes(self.plan)]
+        active = [rater for rater in self.raters if not self.is_done_with(rater)]
+        return [rater for rater in active if self.turns(rater, now=now).owes()]
 
     def may_close(self, *, now: datetime) -> bool:
         """Whether nothing is missing, and the time in which the last answer can be undone has passed."""

@@ -1,101 +1,36 @@
 """Keeps the books of batches up to date: each row of the evidence tables is read once, every decision is taken alone.
 
-    with books.alone_with(batch_id) as (connection, book): ...
+    result = books.decide(batch_id, work)        work(decision) looks at decision.book and adds rows
 
-Inside, no other process decides about this batch (a Postgres advisory lock; on SQLite the write lock), so that the rows
-written since are all there is to know. Several processes may serve one batch; what one writes the others read before
-they decide. The cost of a request does not grow with the batch's past.
+While it is decided, no other process decides about this batch (a Postgres advisory lock; on SQLite the write lock), so
+that the rows written since are all there is to know. Several processes may serve one batch; what one writes the others
+read before they decide. The cost of a request does not grow with the batch's past, and requests that would wait for
+each other share a transaction.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Connection,
-    Integer,
-    Select,
-    String,
-    bindparam,
-    cast,
-    false,
-    func,
-    literal,
-    null,
-    select,
-    union_all,
-)
-from sqlalchemy.sql import literal_column
+from sqlalchemy import Connection, Executable, select
 
 from components.human_eval.book import BatchBook, Noted
-from components.human_eval.database import EvidenceDatabase
-from components.human_eval.schema import (
-    ClosureRow,
-    InterventionRow,
-    ItemRow,
-    JudgementRow,
-    LeaseRow,
-    PracticeRow,
-    SkipRow,
-)
+from components.human_eval.book_rows import add_row, all_rows, last_numbers, rows_since
+from components.human_eval.database import Closure, EvidenceDatabase
+from components.human_eval.group_commit import GroupCommit, Request
+from components.human_eval.schema import EvidenceBase, ItemRow, LeaseRow
 from components.human_eval.turns import Turn
+from components.shared.errors import PlumblineError
 
-__all__ = ["Books", "as_text"]
+__all__ = ["Books", "Decision", "as_text"]
+
+Result = TypeVar("Result")
 
 _BATCHES_KEPT = 32
 """Batches that are kept in memory once read."""
-
-_SOURCES: dict[str, Any] = {
-    "judgement": JudgementRow,
-    "lease": LeaseRow,
-    "skip": SkipRow,
-    "practice": PracticeRow,
-    "closure": ClosureRow,
-    "intervention": InterventionRow,
-}
-_COLUMNS: dict[str, dict[str, Any]] = {
-    "judgement": {
-        "key": JudgementRow.judgement_id,
-        "at": JudgementRow.created_at,
-        "kind": JudgementRow.kind,
-        "number": JudgementRow.revision,
-        "choice": JudgementRow.choice,
-        "swapped": JudgementRow.swapped,
-        "mark": JudgementRow.adjudication,
-    },
-    "lease": {
-        "key": LeaseRow.task_id,
-        "at": LeaseRow.granted_at,
-        "kind": LeaseRow.kind,
-        "number": LeaseRow.number,
-        "until": LeaseRow.expires_at,
-    },
-    "skip": {"key": SkipRow.task_id, "at": SkipRow.created_at, "kind": SkipRow.kind},
-    "practice": {"key": PracticeRow.task_id, "at": PracticeRow.created_at, "choice": PracticeRow.choice},
-    "closure": {"key": ClosureRow.batch_id, "at": ClosureRow.created_at, "batch_id": ClosureRow.batch_id},
-    "intervention": {
-        "key": InterventionRow.intervention_id,
-        "at": InterventionRow.created_at,
-        "kind": InterventionRow.kind,
-        "number": InterventionRow.votes,
-        "batch_id": InterventionRow.batch_id,
-    },
-}
-_ABSENT: dict[str, Any] = {
-    "kind": cast(null(), String),
-    "number": literal(0, Integer),
-    "choice": cast(null(), String),
-    "swapped": cast(false(), Boolean),
-    "until": cast(null(), String),
-    "mark": cast(null(), String),
-    "batch_id": cast(null(), String),
-}
 
 
 class Books:
@@ -120,32 +55,22 @@ class Books:
         """
         return self._shelved(batch_id).book
 
-    @contextmanager
-    def alone_with(self, batch_id: str) -> Iterator[tuple[Connection, BatchBook]]:
-        """One write transaction with the batch for itself, and the book as it stands.
+    def decide(self, batch_id: str, work: Callable[[Decision], Result]) -> Result:
+        """Decides something about a batch that nobody else decides about meanwhile; it is kept when this returns.
+
+        Args:
+            batch_id: The batch.
+            work: Looks at the book as it stands, and adds rows. It may be called again after a transaction that came
+                to nothing. If it raises, nothing is left of what it added.
+
+        Returns:
+            What `work` returned.
 
         Raises:
             InputError: No such batch.
-            PlumblineError: The database refused.
+            PlumblineError: The database refused, or what `work` raised.
         """
-        shelved = self._shelved(batch_id)
-        with shelved.lock:
-            try:
-                with self.database.transaction(write=True, alone_with=batch_id) as connection:
-                    shelved.follow(connection)
-                    yield connection, shelved.book
-            except BaseException:
-                if shelved.ahead:  # it has noted rows that were not kept
-                    shelved.start_anew()
-                raise
-            shelved.ahead = False
-
-    def follow(self, connection: Connection, batch_id: str) -> BatchBook:
-        """Notes what this transaction itself has written."""
-        shelved = self._shelved(batch_id)
-        shelved.ahead = True
-        shelved.follow(connection)
-        return shelved.book
+        return cast(Result, self._shelved(batch_id).group_commit.do(work))
 
     def find(self, task_id: str, rater: str) -> tuple[str, Turn] | None:
         """Batch and turn of a task that was handed to a rater; None if none was."""
@@ -178,40 +103,120 @@ class Books:
             if batch_id not in self._shelf:
                 while len(self._shelf) >= _BATCHES_KEPT:
                     self._shelf.pop(next(iter(self._shelf)))
-                self._shelf[batch_id] = _Shelved(batch_id, BatchBook(batch), lambda: BatchBook(batch))
+                self._shelf[batch_id] = _Shelved(self.database, batch_id, lambda: BatchBook(batch))
             return self._shelf[batch_id]
 
 
-class _Shelved:
-    """A book, and up to which row of each table it has been read."""
+class Decision:
+    """A transaction that has a batch for itself.
 
-    def __init__(self, batch_id: str, book: BatchBook, blank: Callable[[], BatchBook]) -> None:
-        self.book = book
-        self.lock = threading.RLock()
-        self.ahead = False
+    Attributes:
+        connection: Of the transaction, to read by.
+        changes: How many changes were made in it.
+    """
+
+    def __init__(self, shelved: _Shelved, connection: Connection) -> None:
+        self.connection = connection
+        self.changes = 0
+        self._shelved = shelved
+
+    @property
+    def book(self) -> BatchBook:
+        """The batch as it stands, with what was added in this transaction."""
+        return self._shelved.book
+
+    def add(self, model: type[EvidenceBase], row: dict[str, Any]) -> None:
+        """Adds a row of evidence, and notes it; one that is there already is left alone."""
+        self.changes += 1
+        self._shelved.add(self.connection, model, row)
+
+    def close(self, closure: Closure) -> None:
+        """Closes the batch, and writes the notice of it."""
+        self.changes += 1
+        self._shelved.close(self.connection, closure)
+
+    def change(self, statement: Executable) -> None:
+        """Changes what is no evidence: a draft."""
+        self.changes += 1
+        self.connection.execute(statement)
+
+
+class _Shelved:
+    """A book, and up to which row of each table it has been read. Its methods run in one thread at a time."""
+
+    def __init__(self, database: EvidenceDatabase, batch_id: str, blank: Callable[[], BatchBook]) -> None:
+        self.book = blank()
+        self.group_commit: GroupCommit[Decision] = GroupCommit(self._decide)
+        self._database = database
         self._batch_id = batch_id
         self._blank = blank
+        self._ahead = False
         self._read: dict[str, int] | None = None
 
-    def start_anew(self) -> None:
-        """Forgets what was noted; it is read again when it is needed."""
-        self.book, self.ahead, self._read = self._blank(), False, None
+    def add(self, connection: Connection, model: type[EvidenceBase], row: dict[str, Any]) -> None:
+        """Adds and notes a row."""
+        assert self._read is not None  # it follows before anything is decided
+        added = add_row(connection, model, row)
+        if added is not None:
+            self._ahead = True
+            noted, number = added
+            self._read[noted.source] = max(self._read[noted.source], number)
+            self.book.note([noted])
 
-    def follow(self, connection: Connection) -> None:
-        """Notes what was written since; only while nobody else writes to this batch."""
+    def close(self, connection: Connection, closure: Closure) -> None:
+        """Closes the batch."""
+        self._ahead = True
+        self._database.add_closure(connection, closure)
+        self._follow(connection)
+
+    def _decide(self, group: Sequence[Request[Decision]]) -> None:
+        """One transaction for all; if it fails, one for each, so that nobody pays for another's fault."""
         try:
-            self._follow(connection)
-        except BaseException:  # how far it came is not known, and what it skipped would never be read again
-            self.start_anew()
+            self._decide_together(group)
+        except Exception as error:  # noqa: BLE001 (it is raised in the thread whose request it is)
+            if len(group) == 1:
+                group[0].error = error
+                return
+            for request in group:
+                self._decide([request])
+
+    def _decide_together(self, group: Sequence[Request[Decision]]) -> None:
+        try:
+            with self._database.transaction(write=True, alone_with=self._batch_id) as connection:
+                self._follow(connection)
+                decision = Decision(self, connection)
+                for request in group:
+                    changes = decision.changes
+                    try:
+                        request.attempt(decision)
+                    except PlumblineError:
+                        if decision.changes > changes:
+                            raise  # what it changed must go, and with it the transaction
+            self._ahead = False
+        except BaseException:
+            if self._ahead:  # it has noted rows that were not kept
+                self._start_anew()
             raise
 
+    def _start_anew(self) -> None:
+        """Forgets what was noted; it is read again when it is needed."""
+        self.book, self._ahead, self._read = self._blank(), False, None
+
     def _follow(self, connection: Connection) -> None:
+        """Notes what was written since."""
+        try:
+            self._read_on(connection)
+        except BaseException:  # how far it came is not known, and what it skipped would never be read again
+            self._start_anew()
+            raise
+
+    def _read_on(self, connection: Connection) -> None:
         dialect = connection.dialect.name
         if self._read is None:
-            self._read = _ends(connection, dialect)
-            rows = connection.execute(_all_rows(dialect, self._batch_id))
+            self._read = last_numbers(connection, dialect)
+            rows = connection.execute(all_rows(dialect, self._batch_id))
         else:
-            rows = connection.execute(_rows_since(dialect), {f"after_{name}": end for name, end in self._read.items()})
+            rows = connection.execute(rows_since(dialect), {f"after_{name}": end for name, end in self._read.items()})
         noted = []
         for row in rows:
             *values, source, sequence, batch_id = tuple(row)
@@ -225,55 +230,3 @@ class _Shelved:
 def as_text(moment: datetime) -> str:
     """UTC, ISO 8601 with microseconds: text that sorts by time."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def _number_of(name: str, dialect: str) -> Any:
-    """What numbers a table's rows in the order of writing; SQLite does so in every table that is never deleted from."""
-    return literal_column(
-        f"{_SOURCES[name].__tablename__}.{'sequence' if dialect == 'postgresql' else 'rowid'}", BigInteger
-    )
-
-
-def _rows(name: str, dialect: str) -> Select:
-    """Rows of one table, in the order of `Noted`'s fields after `source`."""
-    model, known = _SOURCES[name], {**_ABSENT, **_COLUMNS[name]}
-    item_id = getattr(model, "item_id", cast(null(), String))
-    rater = getattr(model, "rater", cast(null(), String))
-    values = [known["key"], known["at"], item_id, rater]
-    values += [known[column] for column in ("kind", "number", "choice", "swapped", "until", "mark")]
-    return select(*values, literal(name, String).label("source"), _number_of(name, dialect), known["batch_id"])
-
-
-_since: dict[str, Any] = {}
-
-
-def _rows_since(dialect: str) -> Any:
-    """The rows after those read; one statement, made once, so that its compiled form is found again."""
-    if dialect not in _since:
-        _since[dialect] = union_all(
-            *(
-                _rows(name, dialect).where(_number_of(name, dialect) > bindparam(f"after_{name}", type_=BigInteger))
-                for name in _SOURCES
-            )
-        )
-    return _since[dialect]
-
-
-def _all_rows(dialect: str, batch_id: str) -> Any:
-    parts = []
-    for name, model in _SOURCES.items():
-        rows = _rows(name, dialect)
-        if hasattr(model, "batch_id"):
-            parts.append(rows.where(model.batch_id == batch_id))
-        else:
-            parts.append(rows.join(ItemRow, ItemRow.item_id == model.item_id).where(ItemRow.batch_id == batch_id))
-    return union_all(*parts)
-
-
-def _ends(connection: Connection, dialect: str) -> dict[str, int]:
-    """The number of each table's last row."""
-    ends = [
-        select(func.coalesce(func.max(_number_of(name, dialect)), 0)).select_from(model).scalar_subquery()
-        for name, model in _SOURCES.items()
-    ]
-    return dict(zip(_SOURCES, connection.execute(select(*ends)).one(), strict=True))

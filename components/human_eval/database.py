@@ -30,7 +30,16 @@ from components.shared.records import PromptRecord
 from components.shared.release_tables import RELEASE_ORDERS, create_release_tables
 from components.shared.settings import parse_settings
 
-__all__ = ["Closure", "EvidenceDatabase", "Judgement", "item_of", "judgement_id", "open_database", "utc_now"]
+__all__ = [
+    "Closure",
+    "EvidenceDatabase",
+    "Judgement",
+    "insert_of",
+    "item_of",
+    "judgement_id",
+    "open_database",
+    "utc_now",
+]
 
 _MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 _MIGRATION_LOCK = 0x706C756D62
@@ -224,7 +233,7 @@ class EvidenceDatabase:
 
     def add(self, connection: Connection, model: type[EvidenceBase], rows: Sequence[dict[str, Any]]) -> set[str]:
         """Adds rows within a transaction; returns the keys of those that were not there yet."""
-        insert = _insert_of(model, connection.dialect.name)
+        insert = insert_of(model, connection.dialect.name)
         added: set[str] = set()
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             added |= set(connection.execute(insert, list(rows[first : first + _ROWS_AT_ONCE])).scalars())
@@ -348,7 +357,8 @@ def item_of(row: RowMapping) -> Item:
 
 
 @cache
-def _insert_of(model: type[EvidenceBase], dialect: str) -> Any:
+def insert_of(model: type[EvidenceBase], dialect: str) -> Any:
+    """An insertion that leaves a row alone whose key is there already, and returns the key if it was not."""
     (key,) = inspect(model).primary_key
     return _INSERTS[dialect](model.__table__).on_conflict_do_nothing(index_elements=[key]).returning(key)
 

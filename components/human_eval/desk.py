@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import delete, insert, select
 
 from components.human_eval.answers import RaterAnswer
 from components.human_eval.book import BatchBook, task_id_of
-from components.human_eval.books import Books
+from components.human_eval.books import Books, Decision
 from components.human_eval.database import EvidenceDatabase, Judgement
 from components.human_eval.intake import Intake, answer_of, closed_error
 from components.human_eval.rating import (
@@ -32,7 +32,7 @@ from components.human_eval.rating import (
 )
 from components.human_eval.schema import BatchRow, ClosureRow, DraftRow, InterventionRow, SkipRow
 from components.human_eval.settings import PEOPLE
-from components.human_eval.turns import Plan, Turn, shown_swapped
+from components.human_eval.turns import Plan, Turn, Turns, shown_swapped
 from components.shared.errors import InputError
 from components.shared.files import digest_of
 
@@ -102,19 +102,26 @@ class RatingDesk:
     def next_with_progress(self, batch_id: str, rater: str) -> tuple[Task | None, Progress]:
         """`next_task` and `progress` of one moment."""
         self._for_people(batch_id)
-        with self.books.alone_with(batch_id) as (connection, book):
-            self._intake.close_when_due(connection, book)
-            self._intake.require_open(book, rater)
-            now, draft = self.books.stamp(), None
-            turn = book.held(rater, now=now)
+
+        def take(decision: Decision) -> tuple[Task | None, Progress] | None:
+            self._intake.close_when_due(decision)
+            book, now, draft = decision.book, self.books.stamp(), None
+            if not book.awaits(rater, now=now):
+                return None  # and no error: that it is closed now shall be kept
+            turn, turns = book.held(rater, now=now), book.turns(rater, now=now)
             if turn is not None:
-                draft = self._draft(connection, book, task_id_of(turn, rater))
+                draft = self._draft(decision, task_id_of(turn, rater))
             else:
-                turn = book.next_turn(rater, now=now)
+                turn = book.next_turn(turns, now=now)
             task = None
             if turn is not None:
-                task = self._task(book, turn, rater, self._intake.lease(connection, book, turn, rater), draft=draft)
-            return task, _progress(book, rater, now)
+                task = self._task(book, turn, rater, self._intake.lease(decision, turn, rater), draft=draft)
+            return task, _progress(book, turns, now)
+
+        found = self.books.decide(batch_id, take)
+        if found is None:
+            raise closed_error(batch_id)
+        return found
 
     def show(self, task_id: str, rater: str) -> Task:
         """An item that was handed to the rater, once more, with the rater's answer if there is one.
@@ -123,9 +130,12 @@ class RatingDesk:
             UnknownTaskError: The item was never handed to this rater.
         """
         batch_id, turn = self._find(task_id, rater)
-        with self.books.alone_with(batch_id) as (connection, book):
-            latest = self._intake.latest(connection, book, turn, rater)
-            return self._task(book, turn, rater, book.leases[task_id].until, latest=latest)
+
+        def look(decision: Decision) -> Task:
+            latest = self._intake.latest(decision, turn, rater)
+            return self._task(decision.book, turn, rater, decision.book.leases[task_id].until, latest=latest)
+
+        return self.books.decide(batch_id, look)
 
     def submit(self, task_id: str, rater: str, answer: RaterAnswer, *, rater_kind: RaterKind = "human") -> Receipt:
         """Stores an answer; the same request again is a no-op with the same answer.
@@ -145,10 +155,13 @@ class RatingDesk:
         """
         batch_id, turn = self._find(task_id, rater)
         self._for_people(batch_id)
-        with self.books.alone_with(batch_id) as (connection, book):
+
+        def take(decision: Decision) -> Receipt:
             if turn.kind == "practice":
-                return self._intake.practice(connection, book, turn, rater, answer)
-            return self._intake.judgement(connection, book, turn, rater, answer, rater_kind)
+                return self._intake.practice(decision, turn, rater, answer)
+            return self._intake.judgement(decision, turn, rater, answer, rater_kind)
+
+        return self.books.decide(batch_id, take)
 
     def take_label(
         self,
@@ -185,13 +198,16 @@ class RatingDesk:
         if item is None or item.kind == "identical" or item_id in plan.practice:
             raise InputError("nobody is asked about this item.", where=f"batch {batch_id}, item {item_id}")
         turn = Turn(item_id, "gold" if item.kind == "gold" else "vote")
-        with self.books.alone_with(batch_id) as (connection, book):
-            known = book.latest(turn, rater) is not None
-            try:
-                self._intake.judgement(connection, book, turn, rater, answer, rater_kind, swapped=swapped)
-            except GoneError as error:
-                raise GoneError("it has all its votes, or they are promised to others.") from error
-        return not known
+
+        def take(decision: Decision) -> bool:
+            known = decision.book.latest(turn, rater) is not None
+            self._intake.judgement(decision, turn, rater, answer, rater_kind, swapped=swapped)
+            return not known
+
+        try:
+            return self.books.decide(batch_id, take)
+        except GoneError as error:
+            raise GoneError("it has all its votes, or they are promised to others.") from error
 
     def skip(self, task_id: str, rater: str, *, reason: str | None = None) -> None:
         """Records that the rater does not want to judge an item; a practice item cannot be skipped.
@@ -202,7 +218,9 @@ class RatingDesk:
             AnsweredError: The rater judged it already, or it is a practice item.
         """
         batch_id, turn = self._find(task_id, rater)
-        with self.books.alone_with(batch_id) as (connection, book):
+
+        def skip(decision: Decision) -> None:
+            book = decision.book
             if book.has_skipped(turn, rater):
                 return
             self._intake.require_open(book, rater)
@@ -221,8 +239,10 @@ class RatingDesk:
                 "reason": (reason or "").strip() or None,
                 "created_at": self.books.stamp(),
             }
-            self._database.add(connection, SkipRow, [row])
-            self._intake.drop_draft(connection, book, task_id)
+            decision.add(SkipRow, row)
+            self._intake.drop_draft(decision, task_id)
+
+        self.books.decide(batch_id, skip)
 
     def reopen(self, batch_id: str, rater: str, *, before: str | None = None) -> Task | None:
         """The item that the rater judged or skipped last, to be answered anew: undo.
@@ -243,7 +263,9 @@ class RatingDesk:
             SetAsideError: The rater's votes do not count.
         """
         self._for_people(batch_id)
-        with self.books.alone_with(batch_id) as (connection, book):
+
+        def reopen(decision: Decision) -> Task | None:
+            book = decision.book
             if book.closed:
                 raise closed_error(batch_id)
             self._intake.require_trusted(book, rater)
@@ -254,10 +276,12 @@ class RatingDesk:
             if not actions:
                 return None
             turn = actions[-1]
-            latest = self._intake.latest(connection, book, turn, rater)
+            latest = self._intake.latest(decision, turn, rater)
             if latest is None:
                 self._intake.require_wanted(book, turn, rater)
-            return self._task(book, turn, rater, self._intake.lease(connection, book, turn, rater), latest=latest)
+            return self._task(book, turn, rater, self._intake.lease(decision, turn, rater), latest=latest)
+
+        return self.books.decide(batch_id, reopen)
 
     def save_draft(self, task_id: str, rater: str, content: Mapping[str, Any]) -> str:
         """Keeps what the rater has begun to answer, and keeps the item for the rater.
@@ -272,25 +296,35 @@ class RatingDesk:
         """
         batch_id, turn = self._find(task_id, rater)
         self._for_people(batch_id)
-        with self.books.alone_with(batch_id) as (connection, book):
-            self._intake.require_open(book, rater)
-            if book.latest(turn, rater) is None:
-                self._intake.require_wanted(book, turn, rater)
-            connection.execute(delete(DraftRow).where(DraftRow.task_id == task_id))
-            row = {"task_id": task_id, "content": dict(content), "saved_at": self.books.stamp()}
-            self._database.add(connection, DraftRow, [row])
-            return self._intake.lease(connection, book, turn, rater, drafted=True)
+
+        def save(decision: Decision) -> str:
+            self._intake.require_open(decision.book, rater)
+            if decision.book.latest(turn, rater) is None:
+                self._intake.require_wanted(decision.book, turn, rater)
+            decision.change(delete(DraftRow).where(DraftRow.task_id == task_id))
+            draft = {"task_id": task_id, "content": dict(content), "saved_at": self.books.stamp()}
+            decision.change(insert(DraftRow).values(draft))
+            return self._intake.lease(decision, turn, rater, drafted=True)
+
+        return self.books.decide(batch_id, save)
 
     def progress(self, batch_id: str, rater: str) -> Progress:
         """Where the rater and the batch stand."""
-        with self.books.alone_with(batch_id) as (connection, book):
-            self._intake.close_when_due(connection, book)
-            return _progress(book, rater, self.books.stamp())
+
+        def look(decision: Decision) -> Progress:
+            self._intake.close_when_due(decision)
+            now = self.books.stamp()
+            return _progress(decision.book, decision.book.turns(rater, now=now), now)
+
+        return self.books.decide(batch_id, look)
 
     def _awaits(self, batch_id: str, rater: str | None) -> bool:
-        with self.books.alone_with(batch_id) as (connection, book):
-            self._intake.close_when_due(connection, book)
+        def look(decision: Decision) -> bool:
+            self._intake.close_when_due(decision)
+            book = decision.book
             return not book.closed if rater is None else book.awaits(rater, now=self.books.stamp())
+
+        return self.books.decide(batch_id, look)
 
     def _for_people(self, batch_id: str) -> Plan:
         plan = self.plan(batch_id)
@@ -304,10 +338,10 @@ class RatingDesk:
             raise UnknownTaskError("this item was not handed to you.", hint="Ask for the next one.")
         return found
 
-    def _draft(self, connection: Connection, book: BatchBook, task_id: str) -> dict[str, Any] | None:
-        if book.leases[task_id].count == 1:
+    def _draft(self, decision: Decision, task_id: str) -> dict[str, Any] | None:
+        if decision.book.leases[task_id].count == 1:
             return None
-        return connection.execute(select(DraftRow.content).where(DraftRow.task_id == task_id)).scalar()
+        return decision.connection.execute(select(DraftRow.content).where(DraftRow.task_id == task_id)).scalar()
 
     def _task(
         self,
@@ -338,17 +372,18 @@ class RatingDesk:
         )
 
 
-def _progress(book: BatchBook, rater: str, now: str) -> Progress:
-    turns, plan, aside = book.turns(rater, now=now), book.plan, book.is_aside(rater)
+def _progress(book: BatchBook, turns: Turns, now: str) -> Progress:
+    plan, done = book.plan, book.is_done_with(turns.rater)
     return Progress(
         judged=len(turns.judged),
         skipped=len(turns.skipped),
-        remaining=0 if aside else turns.remaining(plan),
+        remaining=0 if done else turns.remaining(),
         practice_done=len(turns.practised & set(plan.practice)),
         practice_total=len(plan.practice),
         votes=book.given_votes,
         votes_needed=book.needed * len(plan.pairs),
-        waiting=turns.leased_elsewhere and not aside,
-        closed=not book.awaits(rater, now=now),
-        set_aside=aside,
+        waiting=turns.leased_elsewhere and not done,
+        closed=not book.awaits(turns.rater, now=now),
+        set_aside=book.is_aside(turns.rater),
+        excused=done and not book.is_aside(turns.rater),
     )

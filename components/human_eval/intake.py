@@ -1,6 +1,6 @@
 """Takes answers for the rating desk: stores them if they are wanted, and closes a batch that has them all.
 
-Every method works within a transaction that has the batch for itself, on the book as it then stands.
+Every method works within a decision: a transaction that has the batch for itself.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Literal
 
-from sqlalchemy import Connection, delete
+from sqlalchemy import delete
 
 from components.human_eval.answers import RaterAnswer
 from components.human_eval.book import BatchBook, task_id_of
-from components.human_eval.books import Books, as_text
+from components.human_eval.books import Books, Decision, as_text
 from components.human_eval.database import Closure, Judgement, judgement_id
 from components.human_eval.rating import (
     AnsweredError,
@@ -45,19 +45,21 @@ class Intake:
     def __init__(self, books: Books) -> None:
         self._books = books
 
-    def latest(self, connection: Connection, book: BatchBook, turn: Turn, rater: str) -> Judgement | None:
+    def latest(self, decision: Decision, turn: Turn, rater: str) -> Judgement | None:
         """The rater's judgement on an item that no later one supersedes, whole."""
-        given = book.latest(turn, rater)
+        given = decision.book.latest(turn, rater)
         if given is None:
             return None
-        return self._books.database.judgement(connection, judgement_id(turn.item_id, rater, turn.kind, given.revision))
+        return self._books.database.judgement(
+            decision.connection, judgement_id(turn.item_id, rater, turn.kind, given.revision)
+        )
 
-    def lease(self, connection: Connection, book: BatchBook, turn: Turn, rater: str, *, drafted: bool = False) -> str:
+    def lease(self, decision: Decision, turn: Turn, rater: str, *, drafted: bool = False) -> str:
         """Leases an item, or prolongs the lease once half of it has passed; returns when it ends.
 
         With the first draft it is prolonged in any case, so that a task with one lease is known to have no draft.
         """
-        task_id, now = task_id_of(turn, rater), self._books.now()
+        book, task_id, now = decision.book, task_id_of(turn, rater), self._books.now()
         span = timedelta(minutes=book.plan.settings.lease_minutes)
         held = book.leases.get(task_id)
         fresh = held is not None and held.until > as_text(now + span / 2)
@@ -74,18 +76,18 @@ class Intake:
             "granted_at": as_text(now),
             "expires_at": as_text(now + span),
         }
-        self._books.database.add(connection, LeaseRow, [row])
+        decision.add(LeaseRow, row)
         return row["expires_at"]
 
-    def drop_draft(self, connection: Connection, book: BatchBook, task_id: str) -> None:
+    def drop_draft(self, decision: Decision, task_id: str) -> None:
         """Deletes what was begun, if anything was."""
-        if task_id in book.leases and book.leases[task_id].count > 1:
-            connection.execute(delete(DraftRow).where(DraftRow.task_id == task_id))
+        leases = decision.book.leases
+        if task_id in leases and leases[task_id].count > 1:
+            decision.change(delete(DraftRow).where(DraftRow.task_id == task_id))
 
     def judgement(
         self,
-        connection: Connection,
-        book: BatchBook,
+        decision: Decision,
         turn: Turn,
         rater: str,
         answer: RaterAnswer,
@@ -93,7 +95,8 @@ class Intake:
         *,
         swapped: bool | None = None,
     ) -> Receipt:
-        task_id, latest = task_id_of(turn, rater), self.latest(connection, book, turn, rater)
+        """Stores a judgement."""
+        book, task_id, latest = decision.book, task_id_of(turn, rater), self.latest(decision, turn, rater)
         if latest is not None and answer.revision == latest.revision:
             if answer_of(latest) == answer:
                 return Receipt(task_id, answer.revision)
@@ -115,14 +118,15 @@ class Intake:
             adjudication=latest.adjudication if latest else book.adjudication_of(turn),
             **answer.model_dump(),
         )
-        self._books.database.add(connection, JudgementRow, [asdict(judgement)])
-        self.drop_draft(connection, book, task_id)
+        decision.add(JudgementRow, asdict(judgement))
+        self.drop_draft(decision, task_id)
         if book.plan.settings.undo_minutes == 0.0:
-            self.close_when_due(connection, self._books.follow(connection, book.plan.batch_id))
+            self.close_when_due(decision)
         return Receipt(task_id, answer.revision)
 
-    def practice(self, connection: Connection, book: BatchBook, turn: Turn, rater: str, answer: RaterAnswer) -> Receipt:
-        task_id, swapped = task_id_of(turn, rater), shown_swapped(turn.item_id, rater, turn.kind)
+    def practice(self, decision: Decision, turn: Turn, rater: str, answer: RaterAnswer) -> Receipt:
+        """Stores an answer to a practice item."""
+        book, task_id, swapped = decision.book, task_id_of(turn, rater), shown_swapped(turn.item_id, rater, turn.kind)
         better: Literal["a", "b"] = "b" if swapped else "a"  # the first answer of a gold item is the better one
         receipt = Receipt(task_id, 0, Feedback(answer.choice == better, better))
         known = book.practised[rater].get(turn.item_id)
@@ -140,23 +144,26 @@ class Intake:
             "correct": answer.choice == better,
             "created_at": self._books.stamp(),
         }
-        self._books.database.add(connection, PracticeRow, [row])
-        self.drop_draft(connection, book, task_id)
+        decision.add(PracticeRow, row)
+        self.drop_draft(decision, task_id)
         return receipt
 
-    def close_when_due(self, connection: Connection, book: BatchBook) -> None:
+    def close_when_due(self, decision: Decision) -> None:
         """Closes a batch that has all its votes, once nobody owes a check and the last answer can stand."""
-        if not book.may_close(now=self._books.now()):
-            return
-        closure = Closure(book.plan.batch_id, _DESK, _COMPLETE, self._books.stamp())
-        self._books.database.add_closure(connection, closure)
-        self._books.follow(connection, book.plan.batch_id)
+        book = decision.book
+        if book.may_close(now=self._books.now()):
+            decision.close(Closure(book.plan.batch_id, _DESK, _COMPLETE, self._books.stamp()))
 
     def require_open(self, book: BatchBook, rater: str) -> None:
         if not book.awaits(rater, now=self._books.stamp()):
             raise closed_error(book.plan.batch_id)
 
     def require_trusted(self, book: BatchBook, rater: str) -> None:
+        if book.is_dismissed(rater) and not book.is_aside(rater):
+            raise SetAsideError(
+                "nothing more is asked of you on this batch; what you answered counts.",
+                hint="Ask the release manager.",
+            )
         if book.is_aside(rater):
             raise SetAsideError(
                 "your answers on this batch are set aside, and nothing about them can be changed.",

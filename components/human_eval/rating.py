@@ -42,7 +42,7 @@ class UnknownTaskError(PlumblineError):
 
 
 class SetAsideError(PlumblineError):
-    """The rater's votes on this batch do not count, and others judge in his place."""
+    """Nothing more is taken from this rater on this batch: the votes do not count, or the rater was dismissed."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class Progress:
         waiting: Others hold items that may yet come to this rater.
         closed: Nothing is accepted any more.
         set_aside: The rater's votes do not count, and nothing more comes to this rater.
+        excused: The rater's votes count, and nothing more comes to this rater.
     """
 
     judged: int
@@ -122,3 +123,4 @@ class Progress:
     waiting: bool
     closed: bool
     set_aside: bool = False
+    excused: bool = False

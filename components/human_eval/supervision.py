@@ -10,10 +10,11 @@ model. Adjudicated votes are reported beside the outcome and never change it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from components.human_eval.book import BatchBook
-from components.human_eval.books import Books
+from components.human_eval.books import Books, Decision, as_text
 from components.human_eval.evidence import weigh_evidence
 from components.human_eval.rating import ClosedError
 from components.human_eval.schema import InterventionRow
@@ -121,31 +122,24 @@ class Supervision:
         """
         self._require_people(batch_id)
         database = self._books.database
-        with self._books.alone_with(batch_id) as (_, book):
-            now = self._books.stamp()
-            missing = [] if book.closed else _missing(book, now)
-            owing = [] if book.closed else book.owing(now=now)
-            raters = [_rater_report(book, rater) for rater in book.raters]
-            adjudicated = book.adjudications
-            state = book.closed, book.given_votes, book.needed * len(book.plan.pairs)
-            open_pairs = sum(book.votes_on(pair) < book.needed for pair in book.plan.pairs)
+        seen = self._books.decide(batch_id, lambda decision: _look(decision.book, self._books.stamp()))
         statistics = weigh_evidence(database.batch(batch_id), database.judgements(batch_id), seed=0).statistics
-        stuck = [pair for pair in missing if pair.more_raters > 0]
+        stuck = [pair for pair in seen.missing if pair.more_raters > 0]
         more = max((pair.more_raters for pair in stuck), default=0)
         return BatchReport(
             batch_id=batch_id,
-            closed=state[0],
-            votes=state[1],
-            votes_needed=state[2],
-            open_pairs=open_pairs,
+            closed=seen.closed,
+            votes=seen.votes,
+            votes_needed=seen.votes_needed,
+            open_pairs=seen.open_pairs,
             stuck=stuck[:_MOST_SHOWN],
             stuck_pairs=len(stuck),
             more_raters=more,
-            owing=owing,
-            raters=raters,
+            owing=seen.owing,
+            raters=seen.raters,
             review_queue=statistics["review_queue"],
-            adjudicated=adjudicated,
-            waits_for=[] if state[0] else _in_words(open_pairs, stuck, more, owing),
+            adjudicated=seen.adjudicated,
+            waits_for=[] if seen.closed else _in_words(seen.open_pairs, stuck, more, seen.owing),
         )
 
     def return_skip(self, batch_id: str, item_id: str, *, actor: str, reason: str) -> None:
@@ -155,34 +149,37 @@ class Supervision:
             ClosedError: The batch is closed.
             InputError: Nobody skipped this item.
         """
-        with self._books.alone_with(batch_id) as (connection, book):
-            if book.closed:
-                raise ClosedError("this batch is closed: it takes no more answers.", where=f"batch {batch_id}")
-            if not book.skippers(item_id):
+
+        def work(decision: Decision) -> None:
+            _require_open(decision.book)
+            if not decision.book.skippers(item_id):
                 raise InputError("nobody skipped this item.", where=f"batch {batch_id}, item {item_id}")
-            self._add(connection, book, "return_skip", actor, reason, item_id=item_id)
+            self._add(decision, "return_skip", actor, reason, item_id=item_id)
+
+        self._books.decide(batch_id, work)
 
     def dismiss(self, batch_id: str, rater: str, *, actor: str, reason: str) -> None:
-        """Sets the votes of a rater aside who owes the checks that would make them count; others get the pairs.
+        """Asks nothing more of a rater who owes checks and is gone, so that the batch need not wait.
+
+        Votes that do not count yet are set aside, and others get the pairs; votes that count stay.
 
         Raises:
             ClosedError: The batch is closed.
-            InputError: The rater's votes count, or there is no such rater.
+            InputError: There is no such rater, or one whose votes count owes nothing or was here a moment ago.
         """
-        with self._books.alone_with(batch_id) as (connection, book):
-            if book.closed:
-                raise ClosedError("this batch is closed: it takes no more answers.", where=f"batch {batch_id}")
+
+        def work(decision: Decision) -> None:
+            book = decision.book
+            _require_open(book)
             if rater not in book.raters:
                 raise InputError(f"{rater} has not rated in it.", where=f"batch {batch_id}")
             if book.is_dismissed(rater):
                 return
-            if book.quality(rater).counted and rater not in book.owing(now=self._books.stamp()):
-                raise InputError(
-                    f"the votes of {rater} count; they cannot be taken away.",
-                    where=f"batch {batch_id}",
-                    hint="Only raters who owe checks, and are gone, can be dismissed.",
-                )
-            self._add(connection, book, "dismiss", actor, reason, rater=rater)
+            if book.quality(rater).counted:
+                self._require_gone(book, rater)
+            self._add(decision, "dismiss", actor, reason, rater=rater)
+
+        self._books.decide(batch_id, work)
 
     def adjudicate(self, batch_id: str, item_ids: list[str], *, votes: int, actor: str, reason: str) -> int:
         """Has further raters judge items on which the first ones disagreed; also when the batch is closed.
@@ -210,22 +207,42 @@ class Supervision:
                 where=f"batch {batch_id}",
                 hint="Only items on which raters disagree are adjudicated.",
             )
-        sent = 0
-        with self._books.alone_with(batch_id) as (connection, book):
+
+        def work(decision: Decision) -> int:
+            book, sent = decision.book, 0
             for item_id in dict.fromkeys(item_ids):
                 given, wanted = book.adjudications.get(item_id, (0, 0))
                 if given < wanted or book.votes_on(item_id) < book.needed:
                     continue
-                self._add(connection, book, "adjudicate", actor, reason, item_id=item_id, votes=votes)
+                self._add(decision, "adjudicate", actor, reason, item_id=item_id, votes=votes)
                 sent += 1
-        return sent
+            return sent
+
+        return self._books.decide(batch_id, work)
+
+    def _require_gone(self, book: BatchBook, rater: str) -> None:
+        """Nobody is kept from judging on: the batch waits for this rater, who has not come back for a whole lease."""
+        now, lease = self._books.now(), timedelta(minutes=book.plan.settings.lease_minutes)
+        where = f"batch {book.plan.batch_id}"
+        if rater not in book.owing(now=as_text(now)):
+            raise InputError(
+                f"the votes of {rater} count; they cannot be taken away.",
+                where=where,
+                hint="Only raters who owe checks, and are gone, can be dismissed.",
+            )
+        if now - datetime.fromisoformat(book.last_seen[rater]) < lease:
+            raise InputError(
+                f"{rater} was here less than {book.plan.settings.lease_minutes:g} minutes ago, and the votes count.",
+                where=where,
+                hint="Only raters who owe checks, and are gone, can be dismissed.",
+            )
 
     def _require_people(self, batch_id: str) -> None:
         if self._books.book(batch_id).plan.settings.panel != PEOPLE:
             raise InputError("is judged by a panel, not by people.", where=f"batch {batch_id}")
 
-    def _add(self, connection: Any, book: BatchBook, kind: str, actor: str, reason: str, **about: Any) -> None:
-        actor, reason = actor.strip(), reason.strip()
+    def _add(self, decision: Decision, kind: str, actor: str, reason: str, **about: Any) -> None:
+        book, actor, reason = decision.book, actor.strip(), reason.strip()
         if not (actor and reason):
             raise InputError(
                 "somebody does this, for a reason.", where=f"batch {book.plan.batch_id}", hint="Give both."
@@ -234,12 +251,44 @@ class Supervision:
         row = {"item_id": None, "rater": None, "votes": 0, **about, "kind": kind, "actor": actor, "reason": reason}
         row |= {"batch_id": book.plan.batch_id, "created_at": at}
         key = digest_of([row["batch_id"], kind, row["item_id"], row["rater"], at])[:_ID_LENGTH]
-        self._books.database.add(connection, InterventionRow, [{"intervention_id": key, **row}])
+        decision.add(InterventionRow, {"intervention_id": key, **row})
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the book says at one moment; the rest of a report is worked out from it when the batch is free again."""
+
+    closed: bool
+    votes: int
+    votes_needed: int
+    open_pairs: int
+    missing: list[MissingVotes]
+    owing: list[str]
+    raters: list[RaterReport]
+    adjudicated: dict[str, tuple[int, int]]
+
+
+def _look(book: BatchBook, now: str) -> _Seen:
+    return _Seen(
+        closed=book.closed,
+        votes=book.given_votes,
+        votes_needed=book.needed * len(book.plan.pairs),
+        open_pairs=sum(book.votes_on(pair) < book.needed for pair in book.plan.pairs),
+        missing=[] if book.closed else _missing(book, now),
+        owing=[] if book.closed else book.owing(now=now),
+        raters=[_rater_report(book, rater) for rater in book.raters],
+        adjudicated=book.adjudications,
+    )
+
+
+def _require_open(book: BatchBook) -> None:
+    if book.closed:
+        raise ClosedError("this batch is closed: it takes no more answers.", where=f"batch {book.plan.batch_id}")
 
 
 def _missing(book: BatchBook, now: str) -> list[MissingVotes]:
     """Pairs that lack votes, with how many raters are wanted besides those who may still get them."""
-    able = [rater for rater in book.raters if not book.is_aside(rater)]
+    able = [rater for rater in book.raters if not book.is_done_with(rater)]
     found = []
     for pair in book.plan.pairs:
         lacking = book.needed - book.votes_on(pair)

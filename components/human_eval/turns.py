@@ -7,9 +7,9 @@ enough of them for the rater's votes to count, then now and then. A repeat comes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from typing import Literal
 
 from components.human_eval.batch import Item, is_swapped, uniform
@@ -51,6 +51,24 @@ class Plan:
     pairs: tuple[str, ...]
     gold: tuple[str, ...]
     practice: tuple[str, ...]
+    _drawn: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def repeated(self, rater: str) -> frozenset[str]:
+        """The pairs that this rater judges twice."""
+        share = self.settings.repeat_share
+        return frozenset(
+            self._once("repeated", rater, lambda: (p for p in self.pairs if uniform(p, rater, "repeat") < share))
+        )
+
+    def gold_order(self, rater: str) -> tuple[str, ...]:
+        """The gold items in this rater's order."""
+        return self._once("gold", rater, lambda: sorted(self.gold, key=lambda item: uniform(item, rater, "gold order")))
+
+    def _once(self, what: str, rater: str, draw: Callable[[], Iterable[str]]) -> tuple[str, ...]:
+        """The same draws come with every request of a rater."""
+        if (what, rater) not in self._drawn:
+            self._drawn[what, rater] = tuple(draw())
+        return self._drawn[what, rater]
 
     @property
     def gold_needed(self) -> int:
@@ -63,6 +81,7 @@ class Turns:
     """What one rater did in a batch, and what the others leave to do.
 
     Attributes:
+        plan: Of the batch.
         rater: Who.
         judged: The rater's judgements as (item, kind), in the order in which they were first given.
         skipped: The rater's skips.
@@ -71,6 +90,7 @@ class Turns:
         leased_elsewhere: Whether others hold leases on pairs: what they hand back may still be this rater's.
     """
 
+    plan: Plan
     rater: str
     judged: Sequence[Turn] = ()
     skipped: frozenset[Turn] = frozenset()
@@ -78,91 +98,88 @@ class Turns:
     taken: Mapping[str, int] = field(default_factory=dict)
     leased_elsewhere: bool = False
 
-    def next(self, plan: Plan) -> Turn | None:
+    def next(self) -> Turn | None:
         """The rater's next item; None if there is nothing for this rater now."""
-        for item_id in plan.practice:
+        for item_id in self.plan.practice:
             if item_id not in self.practised:
                 return Turn(item_id, "practice")
-        pair = self._best_pair(plan)
-        check = self._due_repeat(plan, flush=pair is None) or self._due_gold(plan, flush=pair is None)
+        pair = self._best_pair()
+        check = self._due_repeat(flush=pair is None) or self._due_gold(flush=pair is None)
         return check or (Turn(pair, "vote") if pair else None)
 
-    def owes(self, plan: Plan) -> bool:
+    def owes(self) -> bool:
         """Whether a check is missing that decides whether this rater's votes count."""
-        return bool(self._due_repeat(plan, flush=True) or self._due_gold(plan, flush=True))
+        return bool(self._due_repeat(flush=True) or self._due_gold(flush=True))
 
-    def remaining(self, plan: Plan) -> int:
+    def remaining(self) -> int:
         """How many items may still come. It falls by one with each item, a check or not, so it tells nobody which."""
-        open_pairs = self._open_pairs(plan)
-        repeats = len(self._repeats_to_come(plan)) + sum(self._is_repeated(pair, plan) for pair in open_pairs)
-        gold = len(self._gold_left(plan))
+        open_pairs = self._open_pairs
+        repeats = len(self._repeats_to_come()) + len(self._repeated.intersection(open_pairs))
+        gold = len(self._gold_left())
         if not open_pairs:
-            gold = min(gold, max(0, plan.gold_needed - self._gold_done())) if self._votes() else 0
-        practice = sum(item_id not in self.practised for item_id in plan.practice)
+            gold = min(gold, max(0, self.plan.gold_needed - self._gold_done())) if self._votes() else 0
+        practice = sum(item_id not in self.practised for item_id in self.plan.practice)
         return practice + len(open_pairs) + repeats + gold
 
-    def _best_pair(self, plan: Plan) -> str | None:
+    def _best_pair(self) -> str | None:
         """The open pair that has most votes already: an outcome enters once its pair has all of them."""
-        pairs = self._open_pairs(plan)
+        pairs = self._open_pairs
         return max(pairs, key=lambda pair: self.taken.get(pair, 0), default=None)
 
-    def _open_pairs(self, plan: Plan) -> list[str]:
-        mine = {turn.item_id for turn in (*self.judged, *self.skipped) if turn.kind == "vote"}
-        needed = plan.settings.votes_per_prompt
-        return [pair for pair in plan.pairs if pair not in mine and self.taken.get(pair, 0) < needed]
+    @cached_property
+    def _repeated(self) -> frozenset[str]:
+        return self.plan.repeated(self.rater)
 
-    def _due_repeat(self, plan: Plan, *, flush: bool) -> Turn | None:
+    @cached_property
+    def _open_pairs(self) -> list[str]:
+        mine = {turn.item_id for turn in (*self.judged, *self.skipped) if turn.kind == "vote"}
+        needed = self.plan.settings.votes_per_prompt
+        return [pair for pair in self.plan.pairs if pair not in mine and self.taken.get(pair, 0) < needed]
+
+    def _due_repeat(self, *, flush: bool) -> Turn | None:
         now = len(self.judged) + len(self.skipped)
-        for place, item_id in self._repeats_to_come(plan):
+        for place, item_id in self._repeats_to_come():
             delay = _REPEAT_AFTER + int(uniform(item_id, self.rater, "repeat after") * _REPEAT_WITHIN)
             if flush or now > place + delay:
                 return Turn(item_id, "repeat")
         return None
 
-    def _repeats_to_come(self, plan: Plan) -> list[tuple[int, str]]:
+    def _repeats_to_come(self) -> list[tuple[int, str]]:
         """(place of the vote, item) of the votes that are to be asked again and were not."""
         asked = {turn.item_id for turn in (*self.judged, *self.skipped) if turn.kind == "repeat"}
         return [
             (place, turn.item_id)
             for place, turn in enumerate(self.judged)
-            if turn.kind == "vote" and turn.item_id not in asked and self._is_repeated(turn.item_id, plan)
+            if turn.kind == "vote" and turn.item_id not in asked and turn.item_id in self._repeated
         ]
 
-    def _is_repeated(self, item_id: str, plan: Plan) -> bool:
-        return _drawn(item_id, self.rater, "repeat") < plan.settings.repeat_share
-
-    def _due_gold(self, plan: Plan, *, flush: bool) -> Turn | None:
-        left, done = self._gold_left(plan), self._gold_done()
+    def _due_gold(self, *, flush: bool) -> Turn | None:
+        left, done = self._gold_left(), self._gold_done()
         if not left:
             return None
         if flush:
-            due = self._votes() > 0 and done < plan.gold_needed
+            due = self._votes() > 0 and done < self.plan.gold_needed
         else:
-            due = len(self.judged) + len(self.skipped) >= self._gold_slot(plan)
+            due = len(self.judged) + len(self.skipped) >= self._gold_slot()
         return Turn(left[0], "gold") if due else None
 
-    def _gold_slot(self, plan: Plan) -> int:
+    def _gold_slot(self) -> int:
         """Place in the rater's sequence from which the next gold item is due: one drawn in each stretch."""
         number = sum(turn.kind == "gold" for turn in (*self.judged, *self.skipped))
-        dense = min(number, plan.gold_needed)
-        width = _DENSE if number < plan.gold_needed else _SPARSE
-        drawn = uniform(plan.batch_id, self.rater, "gold", str(number))
+        dense = min(number, self.plan.gold_needed)
+        width = _DENSE if number < self.plan.gold_needed else _SPARSE
+        drawn = uniform(self.plan.batch_id, self.rater, "gold", str(number))
         return dense * _DENSE + (number - dense) * _SPARSE + int(drawn * width)
 
-    def _gold_left(self, plan: Plan) -> list[str]:
+    def _gold_left(self) -> list[str]:
         seen = {turn.item_id for turn in (*self.judged, *self.skipped) if turn.kind == "gold"}
-        left = [item_id for item_id in plan.gold if item_id not in seen]
-        return sorted(left, key=lambda item_id: _drawn(item_id, self.rater, "gold order"))
+        return [item_id for item_id in self.plan.gold_order(self.rater) if item_id not in seen]
 
     def _gold_done(self) -> int:
         return sum(turn.kind == "gold" for turn in self.judged)
 
     def _votes(self) -> int:
         return sum(turn.kind == "vote" for turn in self.judged)
-
-
-_drawn = lru_cache(maxsize=2**17)(uniform)
-"""The same draws come with every request of a rater: about a hundred raters times a thousand pairs are kept."""
 
 
 def make_plan(batch_id: str, settings: HumanEvalSettings, items: Sequence[Item]) -> Plan:

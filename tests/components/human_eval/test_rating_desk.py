@@ -451,7 +451,7 @@ def _gold_places(plan: Any, rater: str, n: int) -> list[int]:
     judged: list[Turn] = []
     practised: set[str] = set()
     while len(judged) < n:
-        turn = Turns(rater, judged, practised=frozenset(practised)).next(plan)
+        turn = Turns(plan, rater, judged, practised=frozenset(practised)).next()
         assert turn is not None
         if turn.kind == "practice":
             practised.add(turn.item_id)
@@ -463,13 +463,13 @@ def _gold_places(plan: Any, rater: str, n: int) -> list[int]:
 def test_a_book_whose_first_reading_failed_is_read_again_from_the_start(make_desk: Any, monkeypatch: Any) -> None:
     desk = make_desk(n_pairs=2)
     _judge_all(desk, "ann")
-    restarted, whole = RatingDesk(desk.database, now=desk.books.now), books._all_rows
+    restarted, whole = RatingDesk(desk.database, now=desk.books.now), books.all_rows
 
     def broken(*_: Any) -> Any:
         raise OSError("the connection broke")
 
-    monkeypatch.setattr(books, "_all_rows", broken)
+    monkeypatch.setattr(books, "all_rows", broken)
     with pytest.raises(OSError, match="broke"):
         restarted.progress("batch", "bob")
-    monkeypatch.setattr(books, "_all_rows", whole)
+    monkeypatch.setattr(books, "all_rows", whole)
     assert restarted.progress("batch", "bob") == desk.progress("batch", "bob")

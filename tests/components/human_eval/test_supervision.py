@@ -121,6 +121,26 @@ def test_a_rater_who_owes_checks_and_is_gone_can_be_dismissed_and_no_other(make_
     assert desk.database.closure("batch") is not None
 
 
+def test_of_a_dismissed_rater_who_owed_a_repeat_only_the_votes_stay(make_desk: Any, clock: Clock) -> None:
+    """The desk asks nobody else for them, as the evidence counts them."""
+    desk = make_desk(n_pairs=4, repeat_share=1.0, votes_per_prompt=1)
+    for _ in range(4):
+        desk.submit(_next(desk, "gone").task_id, "gone", _answer("a"))
+    watch = _watch(desk)
+    assert (watch.report("batch").votes, watch.report("batch").owing) == (4, ["gone"])
+    with pytest.raises(InputError, match="was here less than 20 minutes ago"):
+        watch.dismiss("batch", "gone", actor="mia", reason="dislikes the candidate")
+    clock.advance(21)
+    watch.dismiss("batch", "gone", actor="mia", reason="left the project")
+    report = watch.report("batch")
+    assert (report.votes, report.open_pairs, report.owing) == (4, 0, [])
+    progress = desk.progress("batch", "gone")
+    assert (progress.excused or progress.closed, progress.set_aside, progress.remaining) == (True, False, 0)
+    assert desk.database.closure("batch") is not None
+    evidence = weigh_evidence(desk.database.batch("batch"), desk.database.judgements("batch"), seed=0)
+    assert evidence.statistics["raters"]["gone"]["counted"]
+
+
 def test_the_last_answer_can_be_undone_for_a_while(make_desk: Any, clock: Clock) -> None:
     desk = make_desk(n_pairs=1, undo_minutes=2.0)
     task = _next(desk, "ann")
