@@ -14,7 +14,7 @@ from kfp import dsl
 from components.preference_optimization.component import preference_optimization
 from pipelines.settings import RunSettings
 from pipelines.steps import code_version
-from pipelines.training import Given, Method, Ready, build_training, common_arguments, settings_argument
+from pipelines.training import Given, Method, Ready, build_training, common_arguments, settings_argument, with_recipe
 
 __all__ = ["PIPELINE_NAME", "PREFERENCE_OPTIMIZATION", "build_preference", "preference_arguments"]
 
@@ -34,7 +34,8 @@ def build_preference(settings: RunSettings) -> Any:
 
 def preference_arguments(settings: RunSettings) -> dict[str, Any]:
     """The pipeline's parameters for a run's settings."""
-    return common_arguments(settings) | settings_argument(settings, "preference_optimization")
+    arguments = common_arguments(settings) | settings_argument(settings, "preference_optimization")
+    return with_recipe(settings, arguments)
 
 
 def _optimise(ready: Ready, given: Given) -> dsl.PipelineTask:

@@ -2,8 +2,9 @@
 
     new_data > (anything new?) > prerequisites > ... > release > report          exit handler: finish
 
-"New" is by digest: demonstrations, prompts, preference pairs or base model differ from those of the model's last
-training run that ended well, whichever pipeline it was. A failed run does not count, so that the next one tries again.
+"New" is by digest: demonstrations, prompts, preference pairs, base model, plug-ins, settings, policy, code or images
+differ from those of the model's last training run that ended well, whichever pipeline it was. A failed run does not
+count, so that the next one tries again.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -46,6 +47,9 @@ def build_retraining(settings: RunSettings) -> Any:
                 preference_data=given["preference_data"],
                 model_name=given["model_name"],
                 force=given["force"],
+                recipe=given["recipe"],
+                plug_ins=given["plug_ins"],
+                reward_rules=given.get("reward_rules", []),
             )
             place(found, steps.light, name="new_data", cache=False)
             passed_on = {name: value for name, value in given.items() if name != "force"}
@@ -55,9 +59,9 @@ def build_retraining(settings: RunSettings) -> Any:
         body,
         defaults=retraining_arguments(settings),
         meaning=meaning | {"force": "Train whatever is found."},
-        told="Trains and releases as the training pipeline does, if there is anything new to train on.",
+        told="Trains and releases as the training pipeline does, if there is anything new.",
         name=PIPELINE_NAME,
-        description="Retrains when data or base model changed since the last run that ended well.",
+        description="Retrains when data, base model, settings or code changed since the last run that ended well.",
         pipeline_config=pipeline_config(settings),
     )
 

@@ -14,7 +14,7 @@ from kfp import dsl
 from components.ppo.component import ppo
 from pipelines.settings import RunSettings
 from pipelines.steps import code_version
-from pipelines.training import Given, Method, Ready, build_training, common_arguments, settings_argument
+from pipelines.training import Given, Method, Ready, build_training, common_arguments, settings_argument, with_recipe
 
 __all__ = ["PIPELINE_NAME", "PPO", "build_rlhf", "rlhf_arguments"]
 
@@ -35,7 +35,7 @@ def build_rlhf(settings: RunSettings) -> Any:
 def rlhf_arguments(settings: RunSettings) -> dict[str, Any]:
     """The pipeline's parameters for a run's settings."""
     rewards = {"reward_rules": settings.reward_rules, "reward_models": settings.reward_models}
-    return common_arguments(settings) | rewards | settings_argument(settings, "ppo")
+    return with_recipe(settings, common_arguments(settings) | rewards | settings_argument(settings, "ppo"))
 
 
 def _optimise(ready: Ready, given: Given) -> dsl.PipelineTask:

@@ -103,7 +103,7 @@ class RunSettings(StrictModel):
         pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Names the run: lower case, digits, dashes."
     )
     model_name: str = Field(min_length=1, description="Registered model that this run makes a candidate for.")
-    base_model: str = Field(min_length=1, description="Model folder or hub id that training starts from.")
+    base_model: str = Field(min_length=1, description="Model folder, hub id or id@revision that training starts from.")
     seed: int = Field(default=0, ge=0, description="Seed of every step.")
     data: DataSettings
     prerequisites: PrerequisitesSettings = PrerequisitesSettings()

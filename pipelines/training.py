@@ -27,6 +27,7 @@ from components.reward_model.component import reward_model, reward_model_check
 from components.sft.component import sft
 from components.shared.settings import as_parameter
 from pipelines.placement import Place
+from pipelines.recipe import recipe_of
 from pipelines.release import build_release
 from pipelines.settings import RunSettings
 from pipelines.steps import code_version, pipeline_config, place, places
@@ -41,6 +42,7 @@ __all__ = [
     "common_arguments",
     "make_pipeline",
     "settings_argument",
+    "with_recipe",
 ]
 
 MEANING = {
@@ -59,6 +61,7 @@ MEANING = {
     "reward_model_settings": "RewardModelSettings.",
     "evaluation_settings": "EvaluationSettings.",
     "human_eval_settings": "HumanEvalSettings.",
+    "recipe": "Digest of each setting, of code and images, by name: retraining compares them with the last run's.",
 }
 """The parameters that every training pipeline has, as KFP's UI explains them."""
 
@@ -138,9 +141,9 @@ class TrainingSteps:
 
     def chain(self, method: "Method", given: Given) -> None:
         """Places the steps that train and judge, without what tells of their end."""
-        base_model, seed = given["base_model"], given["seed"]
+        seed = given["seed"]
         ready = prerequisites(
-            base_model=base_model,
+            base_model=given["base_model"],
             sft_data=given["sft_data"],
             prompt_data=given["prompt_data"],
             preference_data=given["preference_data"],
@@ -149,8 +152,10 @@ class TrainingSteps:
             reward_rules=given.get("reward_rules", []),
             reward_models=given.get("reward_models", []),
             settings=given["prerequisites_settings"],
+            recipe=given["recipe"],
         )
         place(ready, self.prerequisites, name="prerequisites", cache=False)
+        base_model = ready.outputs["base_model"]  # on the hub by its commit
         validation, rewarding = given["data_validation_settings"], given["reward_model_settings"]
         data = self._validated(ready, base_model, validation, given["sft_data"], given["prompt_data"])
         reference = self._tuned(ready, data, base_model, seed, given["sft_settings"])
@@ -201,6 +206,7 @@ class TrainingSteps:
             sft_data=sft_data,
             prompt_data=prompt_data,
             base_model=base_model,
+            base_model_digest=ready.outputs["base_model_digest"],
             settings=settings,
             data_digest=ready.outputs["data_digest"],
             code_digest=code_version("data_validation"),
@@ -224,6 +230,7 @@ class TrainingSteps:
             dataset=data,
             preference_data=preference_data,
             data_digest=ready.outputs["preference_digest"],
+            base_model_digest=ready.outputs["base_model_digest"],
             plug_in_digest=ready.outputs["plug_in_digest"],
             seed=seed,
             settings=settings,
@@ -236,6 +243,7 @@ class TrainingSteps:
             pairs=pairs,
             prompts_dataset=data,
             base_model=base_model,
+            base_model_digest=ready.outputs["base_model_digest"],
             settings=settings,
             data_digest=ready.outputs["preference_digest"],
             code_digest=code_version("data_validation"),
@@ -352,6 +360,11 @@ def common_arguments(settings: RunSettings) -> dict[str, Any]:
         **settings_argument(settings, "evaluation"),
         **settings_argument(settings, "human_eval"),
     }
+
+
+def with_recipe(settings: RunSettings, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A training pipeline's parameters, and what they and the code come to."""
+    return {**arguments, "recipe": recipe_of(settings, arguments)}
 
 
 def settings_argument(settings: RunSettings, stage: str) -> dict[str, Any]:

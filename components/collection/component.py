@@ -18,6 +18,7 @@ def collection(
     seed: int,
     settings: dict,
     code_digest: str,
+    base_model_digest: str = "",
 ):
     """Collects preference pairs: the user's own, or sampled from the policy and judged by plug-in raters.
 
@@ -31,6 +32,7 @@ def collection(
         seed: Seed of sampling and raters.
         settings: Settings of the stage (CollectionSettings).
         code_digest: Digest of the stage's code; a change of the code is a change of the cache key.
+        base_model_digest: Digest of the base model, as recorded with the data's; empty: the data is not compared.
     """
     from components.collection.stage import run
 
@@ -42,5 +44,7 @@ def collection(
             preference_data=preference_data,
             seed=seed,
             settings=settings,
+            data_digest=data_digest,
+            base_model_digest=base_model_digest,
         )
     )

@@ -27,6 +27,7 @@ from components.collection.user_data import pass_through
 from components.shared.artifacts import Artifact, Draft, read_artifact, write_artifact
 from components.shared.errors import InputError
 from components.shared.files import write_json
+from components.shared.locations import require_as_recorded
 from components.shared.records import PreferenceRecord, PromptRecord, read_records, write_records
 from components.shared.settings import parse_settings
 from components.shared.tracking import stage_run
@@ -41,7 +42,15 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    *, policy: str, dataset: str, output: str, preference_data: str, seed: int, settings: dict[str, Any]
+    *,
+    policy: str,
+    dataset: str,
+    output: str,
+    preference_data: str,
+    seed: int,
+    settings: dict[str, Any],
+    data_digest: str = "",
+    base_model_digest: str = "",
 ) -> dict[str, Any]:
     """Writes a `pairs` artifact.
 
@@ -52,12 +61,15 @@ def run(
         preference_data: The user's preference data, for source "dataset"; else ignored.
         seed: Of prompts' order, sampling and raters.
         settings: A `CollectionSettings` as a dict.
+        data_digest: Digest of the preference data, as the first step of the run recorded it.
+        base_model_digest: Digest of the base model, recorded with it. Empty: the data is not compared.
 
     Returns:
         Digest, source, and the number of pairs (None when they were passed through uncounted).
 
     Raises:
-        InputError: No preference data, no prompts, a faulty plug-in, or not one pair of differing answers.
+        InputError: No preference data, or other than was recorded, no prompts, a faulty plug-in, or not one pair of
+            differing answers.
     """
     parsed = parse_settings(settings, CollectionSettings, where="collection")
     policy_artifact = read_artifact(policy, "policy")
@@ -72,6 +84,7 @@ def run(
     ):
         if parsed.source == "dataset":
             provenance.update(_from_user(preference_data, draft))
+            require_as_recorded([preference_data], data_digest, base_model_digest)  # after the copy: what was copied
         else:
             provenance.update(_from_raters(policy_artifact, dataset_artifact, draft, seed, parsed))
             tracked.log_metrics({name: float(provenance[name]) for name in ("pairs", "answers", "pairs_given_up")})

@@ -20,6 +20,7 @@ def data_validation(
     preference_data: str = "",
     pairs: dsl.Input[dsl.Dataset] | None = None,
     prompts_dataset: dsl.Input[dsl.Dataset] | None = None,
+    base_model_digest: str = "",
 ):
     """Judges every row with Great Expectations and own checks, sets bad rows aside with reasons, and splits the rest.
 
@@ -35,6 +36,7 @@ def data_validation(
         preference_data: File, folder or address of preference pairs; empty for none.
         pairs: Preference pairs from collection, instead of preference_data.
         prompts_dataset: Earlier validated data, whose held-out prompts must not train.
+        base_model_digest: Digest of the base model, as recorded with the data's; empty: the data is not compared.
     """
     import shutil
 
@@ -50,6 +52,7 @@ def data_validation(
             preferences=pairs.path if pairs else preference_data,
             prompts_dataset=prompts_dataset.path if prompts_dataset else "",
             data_digest=data_digest,
+            base_model_digest=base_model_digest,
         )
     )
     shutil.copyfile(f"{dataset.path}/report.html", report.path)

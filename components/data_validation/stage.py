@@ -48,6 +48,7 @@ def run(
     preferences: str = "",
     prompts_dataset: str = "",
     data_digest: str = "",
+    base_model_digest: str = "",
 ) -> dict[str, Any]:
     """Writes a `dataset` artifact.
 
@@ -60,14 +61,15 @@ def run(
         preferences: Address of preference pairs, or folder of a `pairs` artifact; empty: none.
         prompts_dataset: Folder of an earlier `dataset` artifact. Its held-out prompts train nothing, and its
             human-evaluation prompts stay as they are.
-        data_digest: Digest of the data, noted in the manifest.
+        data_digest: Digest of the data, as the first step of the run recorded it; noted in the manifest.
+        base_model_digest: Digest of the base model, recorded with it. Empty: the data is not compared.
 
     Returns:
         Digest, rows by split, and rows quarantined, for the pipeline's metadata.
 
     Raises:
-        InputError: No data, data that cannot be read or that changes meanwhile, or data that must not be trained on:
-            too many faults, too few rows, a missing slice, an empty split, leakage.
+        InputError: No data, data that cannot be read, is not what was recorded or changes meanwhile, or data that must
+            not be trained on: too many faults, too few rows, a missing slice, an empty split, leakage.
         ArtifactError: An input artifact that is not whole.
     """
     parsed = parse_settings(settings, DataValidationSettings, where="data_validation")
@@ -79,6 +81,8 @@ def run(
         )
     name = "data_validation_pairs" if set(addresses) == {"preferences"} else "data_validation"
     with stage_run(name, settings=parsed.model_dump(mode="json")) as tracked:
+        if (compared := _recorded(addresses)) is not None:
+            locations.require_as_recorded(compared, data_digest, base_model_digest)
         earlier, inputs = _inputs(preferences, prompts_dataset)
         tokenizer = prepare_tokenizer(base_model)
         before = {uri: locations.data_digest(uri) for uri in addresses.values() if not uri.startswith("hf://")}
@@ -100,6 +104,14 @@ def run(
         tracked.log_metrics(_counts(parts, assignment))
         tracked.log_artifact(Path(output) / "report.html")
     return {"digest": read_artifact(output, "dataset").digest, **_counts(parts, assignment)}
+
+
+def _recorded(addresses: Mapping[Kind, str]) -> list[str] | None:
+    """The addresses whose digests were recorded together; None of pairs that collection copied, or sampled itself."""
+    if "preferences" not in addresses:
+        return [addresses.get("sft", ""), addresses.get("prompts", "")]
+    address = locations.origin(addresses["preferences"])
+    return [address] if address else None
 
 
 def _require_unchanged(before: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from components.shared.artifact_sources import artifact_digest
 from components.shared.checkpoint_storage import check_checkpoint_storage, scratch_root
 from components.shared.errors import InputError, PlumblineError
+from components.shared.hub_models import split_revision
 from components.shared.plugins import load_attribute
 from components.shared.storage import is_object_storage, open_storage
 
@@ -59,9 +60,12 @@ def check_base_model(base_model: str) -> str:
     folder = Path(base_model)
     if not folder.is_dir():
         beside_folders = folder.parent != Path(".") and folder.parent.is_dir()
-        if base_model.startswith((".", "/", "~")) or base_model.count("/") > 1 or beside_folders:
+        name, _ = split_revision(base_model)
+        if base_model.startswith((".", "/", "~")) or name.count("/") > 1 or beside_folders:
             raise InputError(
-                "no such model folder.", where=base_model, hint="Give a folder or a hub id as `base_model`."
+                "no such model folder.",
+                where=base_model,
+                hint="Give a folder, a hub id or id@revision as `base_model`.",
             )
         return f"base model: {base_model} (from the hub)"
     names = {file.name for file in folder.iterdir()}

@@ -20,6 +20,7 @@ def prerequisites(
     settings: dict,
     reward_rules: list = [],  # noqa: B006 - KFP reads the default, nothing writes to it
     reward_models: list = [],  # noqa: B006
+    recipe: dict = {},  # noqa: B006
 ) -> NamedTuple(
     "Outputs",
     [
@@ -28,6 +29,7 @@ def prerequisites(
         ("champion_uri", str),
         ("data_digest", str),
         ("preference_digest", str),
+        ("base_model", str),
         ("base_model_digest", str),
         ("plug_in_digest", str),
         ("reward_digest", str),
@@ -45,9 +47,11 @@ def prerequisites(
         settings: PrerequisitesSettings.
         reward_rules: `module:function` names of rules that PPO is paid by.
         reward_models: Addresses of reward models that PPO is paid by, beside the one that the run trains.
+        recipe: Digest of each setting, of code and images, by name: a retraining run compares them.
 
     Returns:
-        Version, digest and URI of the champion, empty when there is none yet; digests of the data, the preference
+        Version, digest and URI of the champion, empty when there is none yet; the base model, on the hub by its commit,
+        so that later steps load what this one saw; digests of the data, the preference
         pairs, the base model, the plug-ins' source, and the further rewards (models and rules' source), so that the
         cache of later steps sees a change of what lies behind a path or a name.
     """
@@ -63,6 +67,7 @@ def prerequisites(
         plug_ins=plug_ins,
         reward_rules=reward_rules,
         reward_models=reward_models,
+        recipe=recipe,
         settings=settings,
     )
     return namedtuple("Outputs", list(found))(**found)
@@ -76,8 +81,11 @@ def new_data(
     preference_data: str,
     model_name: str,
     force: bool,
+    recipe: dict = {},  # noqa: B006 - KFP reads the default, nothing writes to it
+    plug_ins: list = [],  # noqa: B006
+    reward_rules: list = [],  # noqa: B006
 ) -> NamedTuple("Outputs", [("changed", bool), ("reason", str)]):  # type: ignore[valid-type]
-    """Compares data and base model with those of the model's last training run that ended well.
+    """Compares data, base model, settings and code with those of the model's last training run that ended well.
 
     Args:
         base_model: Model folder or hub id that training starts from.
@@ -86,6 +94,9 @@ def new_data(
         preference_data: Preference pairs; empty when they are collected by the run.
         model_name: Registered model.
         force: Train whatever is found.
+        recipe: Digest of each setting, of code and images, by name.
+        plug_ins: `module:attribute` names that steps load; a change of their source is new.
+        reward_rules: `module:function` names of rules that PPO is paid by; the same.
 
     Returns:
         Whether there is anything new, and what, in words.
@@ -95,5 +106,12 @@ def new_data(
     from components.prerequisites.new_data import run
 
     data = {"sft": sft_data, "prompts": prompt_data, "preferences": preference_data}
-    found = run(base_model=base_model, data=data, model_name=model_name, force=force)
+    found = run(
+        base_model=base_model,
+        data=data,
+        model_name=model_name,
+        force=force,
+        recipe=recipe,
+        plug_ins=[*plug_ins, *reward_rules],
+    )
     return namedtuple("Outputs", list(found))(**found)

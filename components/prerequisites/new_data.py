@@ -1,15 +1,18 @@
 """First step of a retraining run: is there anything new since the last run that ended well?
 
-What a run was trained on stands in tags of its MLflow run, written by the prerequisites step. A run that failed, was
-killed, or found nothing new does not count: the next one compares with the run before it.
+New is data or a base model of other content, and a changed recipe: settings, gate policy, code, images, plug-ins. What
+a run was trained on, and by which recipe, stands in tags of its MLflow run, written by the prerequisites step. A run
+that failed, was killed, or found nothing new does not count: the next one compares with the run before it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from components.shared.locations import data_digest, model_digest
+from components.shared.hub_models import model_digest
+from components.shared.locations import data_digest
+from components.shared.plugins import plug_in_digest
 from components.shared.tracking import last_successful_run, stage_run
 
 __all__ = ["input_digests", "inputs_tags", "run"]
@@ -21,17 +24,26 @@ _RUN_TAG = "plumbline.run_id"
 logger = logging.getLogger(__name__)
 
 
-def input_digests(base_model: str, data: Mapping[str, str]) -> dict[str, str]:
+def input_digests(
+    base_model: str, data: Mapping[str, str], recipe: Mapping[str, str] | None = None, plug_ins: Sequence[str] = ()
+) -> dict[str, str]:
     """Digest of every input of a training run, by name; empty addresses have one too.
 
     Args:
         base_model: Model folder or hub id.
         data: Address of each data source by name.
+        recipe: Digest of each setting, of code and images, by name (`pipelines.recipe`).
+        plug_ins: `module:attribute` names whose source counts too: raters, panels, rules of reward.
 
     Raises:
         InputError: Something is not there.
     """
-    return {"base_model": model_digest(base_model), **{name: data_digest(uri) for name, uri in data.items()}}
+    return {
+        "base_model": model_digest(base_model),
+        **{name: data_digest(uri) for name, uri in data.items()},
+        **(recipe or {}),
+        "plug_ins": plug_in_digest(plug_ins),
+    }
 
 
 def inputs_tags(model_name: str, digests: Mapping[str, str]) -> dict[str, str]:
@@ -39,12 +51,22 @@ def inputs_tags(model_name: str, digests: Mapping[str, str]) -> dict[str, str]:
     return {_MODEL_TAG: model_name, **{f"{_DIGEST_TAG}{name}": digest for name, digest in digests.items()}}
 
 
-def run(*, base_model: str, data: Mapping[str, str], model_name: str, force: bool) -> dict[str, object]:
+def run(
+    *,
+    base_model: str,
+    data: Mapping[str, str],
+    model_name: str,
+    force: bool,
+    recipe: Mapping[str, str] | None = None,
+    plug_ins: Sequence[str] = (),
+) -> dict[str, object]:
     """Compares the inputs with those of the model's last training run that ended well.
 
     Args:
         base_model: Model folder or hub id.
         data: Address of each data source by name.
+        recipe: As for `input_digests`.
+        plug_ins: As for `input_digests`.
         model_name: Registered model.
         force: Train whatever is found.
 
@@ -56,7 +78,7 @@ def run(*, base_model: str, data: Mapping[str, str], model_name: str, force: boo
         PlumblineError: MLflow, which remembers the earlier runs, does not answer.
     """
     with stage_run("new_data", settings={"model_name": model_name, "force": force}) as tracked:
-        digests = input_digests(base_model, data)
+        digests = input_digests(base_model, data, recipe, plug_ins)
         last = last_successful_run(_MODEL_TAG, model_name)
         if last is None:
             changed, reason = True, "no run before this one has ended well"

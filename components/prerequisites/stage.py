@@ -28,6 +28,8 @@ from components.shared.artifact_sources import artifact_digest
 from components.shared.champion import resolve_champion
 from components.shared.errors import PlumblineError
 from components.shared.files import digest_of
+from components.shared.hub_models import pinned_model
+from components.shared.locations import recorded_digest
 from components.shared.plugins import plug_in_digest
 from components.shared.settings import parse_settings
 from components.shared.tracking import stage_run, tag_pipeline_run
@@ -46,6 +48,7 @@ def run(
     settings: dict,
     reward_rules: Sequence[str] = (),
     reward_models: Sequence[str] = (),
+    recipe: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Checks everything, then pins what later steps depend on.
 
@@ -57,9 +60,11 @@ def run(
         settings: `PrerequisitesSettings`.
         reward_rules: `module:function` names of rules that PPO is paid by.
         reward_models: Addresses of reward models that PPO is paid by, beside the one that the run trains.
+        recipe: Digest of each setting, of code and images, by name: retraining compares them.
 
     Returns:
-        `champion_version`, `champion_digest`, `champion_uri` (empty when there is none yet), `base_model_digest`,
+        `champion_version`, `champion_digest`, `champion_uri` (empty when there is none yet), `base_model` (a hub
+        model by its commit), `base_model_digest`,
         `data_digest` (demonstrations and prompts) and `preference_digest`; the last two take in the base model, whose
         tokens validation counts. `plug_in_digest`: of the plug-ins' source. `reward_digest`: of the further reward
         models and the rules' source; apart from the plug-ins', so that an edited rule asks no rater again.
@@ -83,15 +88,17 @@ def run(
         )
         champion = resolve_champion(model_name)
         logger.info("champion of %s: %s", model_name, f"version {champion.version}" if champion else "none yet")
-        inputs = input_digests(base_model, data)
+        pinned = pinned_model(base_model)
+        inputs = input_digests(pinned, data, recipe, [*plug_ins, *reward_rules])
         tag_pipeline_run(inputs_tags(model_name, inputs))
         base = inputs["base_model"]
         return {
             "champion_version": champion.version if champion else "",
             "champion_digest": champion.digest if champion else "",
             "champion_uri": champion.uri if champion else "",
-            "data_digest": digest_of([inputs["sft"], inputs["prompts"], base]),
-            "preference_digest": digest_of([inputs["preferences"], base]),
+            "data_digest": recorded_digest([inputs["sft"], inputs["prompts"]], base),
+            "preference_digest": recorded_digest([inputs["preferences"]], base),
+            "base_model": pinned,
             "base_model_digest": base,
             "plug_in_digest": plug_in_digest(plug_ins),
             "reward_digest": _reward_digest(reward_rules, reward_models),

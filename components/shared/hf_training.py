@@ -22,6 +22,7 @@ from components.shared.artifacts import MANIFEST
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of, read_json, sha256_file
 from components.shared.hf_checkpoints import TrainingFolder, latest_checkpoint, seal_checkpoint
+from components.shared.hub_models import split_revision
 from components.shared.models import pick_device, pick_dtype
 from components.shared.progress import report
 from components.shared.termination import EXIT_TERMINATED, Termination, graceful_termination
@@ -221,7 +222,8 @@ def model_source_digest(source: str, model: Any) -> str:
     if folder.is_dir():
         files = (file for file in sorted(folder.rglob("*")) if file.is_file())
         return digest_of({str(file.relative_to(folder)): sha256_file(file) for file in files})
-    return digest_of({"hub": source, "commit": getattr(model.config, "_commit_hash", None)})
+    name, revision = split_revision(source)
+    return digest_of({"hub": name, "commit": getattr(model.config, "_commit_hash", None) or revision})
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,9 +24,11 @@ __all__ = [
     "DataFile",
     "HubDataset",
     "data_digest",
-    "model_digest",
     "open_location",
+    "origin",
     "parse_hub_address",
+    "recorded_digest",
+    "require_as_recorded",
 ]
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -114,16 +116,30 @@ def data_digest(uri: str) -> str:
     )
 
 
-def model_digest(base_model: str) -> str:
-    """sha256 (hex) that changes when a model folder's files do, or a hub model's commit.
+def recorded_digest(digests: Sequence[str], base_model_digest: str) -> str:
+    """What the first step records of data: the digests of its parts, and of the model whose tokens are counted."""
+    return digest_of([*digests, base_model_digest])
+
+
+def require_as_recorded(addresses: Sequence[str], recorded: str, base_model_digest: str) -> None:
+    """Refuses data that is not what the first step of the run saw.
+
+    Args:
+        addresses: Of the data, in the order in which it was recorded; empty for none.
+        recorded: `recorded_digest` of then; empty: nothing was recorded (a stage that is used alone).
+        base_model_digest: Of then.
 
     Raises:
-        InputError: The hub does not answer and the model is not in the local cache either.
+        InputError: It was changed since, or is not there any more.
     """
-    folder = Path(base_model)
-    if not folder.is_dir():
-        return digest_of([base_model, _hub_model_commit(base_model)])
-    return digest_of({file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.is_file()})
+    if not (recorded and base_model_digest):
+        return
+    if recorded_digest([data_digest(uri) for uri in addresses], base_model_digest) != recorded:
+        raise InputError(
+            "the data is not what the run's first step (prerequisites) saw and recorded.",
+            where=", ".join(filter(None, addresses)),
+            hint="Let nothing write there during a run; start the run again.",
+        )
 
 
 def parse_hub_address(uri: str) -> HubDataset:
@@ -149,6 +165,18 @@ def _local_path(uri: str) -> Path:
 
 def _is_pairs_address(uri: str) -> bool:
     return "://" not in uri and (Path(uri).expanduser() / MANIFEST).is_file()
+
+
+def origin(uri: str) -> str | None:
+    """Where rows really come from: the address itself, or, of a `pairs` artifact, the remote one that it points to.
+
+    Returns:
+        None of a `pairs` artifact that holds its rows itself.
+    """
+    if not _is_pairs_address(uri):
+        return uri
+    source = Path(uri).expanduser() / "user" / "source.json"
+    return str(read_json(source)["uri"]) if source.is_file() else None
 
 
 def _pairs_address(folder: Path) -> str:
@@ -206,25 +234,6 @@ def _require_known_suffix(name: str, *, where: str) -> None:
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
-
-
-def _hub_model_commit(name: str) -> str:
-    """The commit that loading `name` would take: the hub's newest, or without the hub the one in the local cache."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return str(HfApi().model_info(name).sha)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        cached = None if isinstance(error, HFValidationError) else try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        raise InputError(
-            f"cannot ask the hub for the model's commit: {error}",
-            where=name,
-            hint="Check the name and the network, or give a folder as `base_model`.",
-        ) from error
 
 
 def _hub_digest(dataset: HubDataset) -> str:

@@ -20,6 +20,7 @@ from transformers.utils import logging as hf_logging
 
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json, write_json
+from components.shared.hub_models import split_revision
 from components.shared.tokenizers import (
     DEFAULT_CHAT_TEMPLATE,
     decode_response,
@@ -213,7 +214,8 @@ def save_reward_model(
 def _load_config(source: str | Path) -> Any:
     require_model_folder(source)
     try:
-        return AutoConfig.from_pretrained(str(source))
+        name, revision = split_revision(source)
+        return AutoConfig.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise InputError(f"no model config can be loaded: {first_line(error)}", where=str(source)) from error
 
@@ -224,8 +226,9 @@ def _load_weights(
     _load_config(source)
     _require_weights(source)
     try:
+        name, revision = split_revision(source)
         model, found = model_class.from_pretrained(
-            str(source), use_safetensors=True, output_loading_info=True, **options
+            name, revision=revision or "main", use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from components.shared.errors import InputError
+from components.shared.hub_models import split_revision
 from components.shared.records import Prompt
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def prepare_tokenizer(source: str | Path, model: PreTrainedModel | None = None) 
 def _load_any_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     require_model_folder(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        name, revision = split_revision(source)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"no tokenizer can be loaded: {first_line(error)}", where=str(source), hint="Save one beside the weights."

@@ -26,6 +26,7 @@ from pipelines.cluster.connection import KFP, AnswerLostError, NotFoundError
 from pipelines.cluster.cron import Cron
 from pipelines.cluster.runs import ensure_version, reference_to
 from pipelines.placement import load_profile
+from pipelines.recipe import overridden
 from pipelines.settings import load_run_settings
 
 __all__ = ["Applied", "Schedule", "apply", "delete", "list_schedules", "load_schedule", "switch"]
@@ -115,6 +116,7 @@ def apply(kfp: KFP, schedule: Schedule) -> Applied:
     _check_parameters(schedule, made.documents[0])
     account = getattr(profile.service_accounts, PIPELINES[schedule.pipeline].account)
     experiment = kfp.experiment(profile.experiment)
+    parameters = _with_recipe(schedule.parameters, made.documents[0])
     wanted = [schedule.cron, version.name, schedule.parameters, account, experiment, _MAX_CONCURRENCY]
     digest = digest_of(wanted)
 
@@ -126,7 +128,7 @@ def apply(kfp: KFP, schedule: Schedule) -> Applied:
             _switch(kfp, kept.recurring_run_id, enabled=schedule.enabled)
             change = "resumed" if schedule.enabled else "paused"
     else:
-        body = _body(schedule, digest, version=version, experiment=experiment, account=account)
+        body = _body(schedule, digest, parameters, version=version, experiment=experiment, account=account)
         kept = _create(kfp, body, schedule.name, digest, known={one.recurring_run_id for one in standing})
         change = "replaced" if standing else "created"
     left_over = [one for one in standing if one.recurring_run_id != kept.recurring_run_id]
@@ -190,7 +192,23 @@ def _check_parameters(schedule: Schedule, spec: dict[str, Any]) -> None:
         )
 
 
-def _body(schedule: Schedule, digest: str, *, version: Any, experiment: str, account: str | None) -> Any:
+def _with_recipe(parameters: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, and the recipe that follows from them where the pipeline has one."""
+    known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    if not parameters or "recipe" not in known or "recipe" in parameters:
+        return parameters
+    return {**parameters, "recipe": overridden(known["recipe"]["defaultValue"], parameters)}
+
+
+def _body(
+    schedule: Schedule,
+    digest: str,
+    parameters: dict[str, Any],
+    *,
+    version: Any,
+    experiment: str,
+    account: str | None,
+) -> Any:
     import kfp_server_api as api
 
     return api.V2beta1RecurringRun(
@@ -198,7 +216,7 @@ def _body(schedule: Schedule, digest: str, *, version: Any, experiment: str, acc
         description=f"{Cron.parse(schedule.cron).in_words()}. plumbline-schedule sha256:{digest}",
         experiment_id=experiment,
         pipeline_version_reference=reference_to(version),
-        runtime_config=api.V2beta1RuntimeConfig(parameters=schedule.parameters),
+        runtime_config=api.V2beta1RuntimeConfig(parameters=parameters),
         trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=schedule.cron)),
         mode=api.RecurringRunMode.ENABLE if schedule.enabled else api.RecurringRunMode.DISABLE,
         max_concurrency=str(_MAX_CONCURRENCY),

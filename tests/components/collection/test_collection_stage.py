@@ -11,6 +11,7 @@ from components.demo_world.tokenizer_and_model import make_model, make_tokenizer
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json, read_jsonl
+from components.shared.locations import data_digest, recorded_digest
 from components.shared.models import save_policy
 from components.shared.records import PreferenceRecord, PromptRecord, read_records, write_records
 from components.shared.settings import parse_settings
@@ -176,3 +177,26 @@ def test_a_damaged_policy_is_refused(policy: Path, dataset: Path, tmp_path: Path
 def test_numbers_arrive_from_kfp_as_floats():
     parsed = parse_settings(_make_settings(pairs=8.0, batch_size=4.0), CollectionSettings, where="test")
     assert (parsed.pairs, parsed.batch_size) == (8, 4)
+
+
+def test_preference_data_that_changed_since_the_first_step_is_refused(policy: Path, dataset: Path, tmp_path: Path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    recorded = {"data_digest": recorded_digest([data_digest(str(data))], "model"), "base_model_digest": "model"}
+
+    def collect(name: str) -> None:
+        run(
+            policy=str(policy),
+            dataset=str(dataset),
+            output=str(tmp_path / name),
+            preference_data=str(data),
+            seed=0,
+            settings={"source": "dataset"},
+            **recorded,
+        )
+
+    collect("first")
+    data.write_text('{"prompt": "p", "chosen": "b", "rejected": "a"}\n')
+    with pytest.raises(InputError, match="not what the run's first step"):
+        collect("second")
+    assert not (tmp_path / "second").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from components.data_validation import stage
 from components.data_validation.stage import run
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import ArtifactError, InputError
+from components.shared.files import write_json
+from components.shared.locations import data_digest, recorded_digest
 from components.shared.records import PreferenceRecord, PromptRecord, SFTRecord, group_key, read_records
 
 SETTINGS = {"max_prompt_tokens": 40, "max_response_tokens": 20}
@@ -36,6 +39,38 @@ def _sft_file(tmp_path: Path, rows: list[Any] | None = None) -> str:
 
 def _prompt_file(tmp_path: Path, rows: list[Any] | None = None) -> str:
     return write_rows(tmp_path / "prompts.jsonl", rows or [make_prompt(n) for n in range(120)])
+
+
+def test_data_that_is_not_what_the_first_step_recorded_is_refused(tmp_path: Path, base_model: str) -> None:
+    given = {"sft_data": _sft_file(tmp_path), "prompt_data": _prompt_file(tmp_path)}
+    seen = recorded_digest([data_digest(uri) for uri in given.values()], "model")
+    recorded = {"data_digest": seen, "base_model_digest": "model"}
+    _run(tmp_path, base_model, **given, **recorded)
+    _sft_file(tmp_path, [make_sft(n) for n in range(1, 121)])
+    with pytest.raises(InputError, match=r"sft\.jsonl.*not what the run's first step"):
+        _run(tmp_path, base_model, name="again", **given, **recorded)
+    assert not (tmp_path / "again").exists()
+
+
+def test_pairs_that_lie_elsewhere_are_compared_and_copies_are_not(
+    tmp_path: Path, base_model: str, bucket: str, bucket_client: Any
+) -> None:
+    pairs = write_rows(tmp_path / "pairs.jsonl", [make_pair(n) for n in range(150)])
+    bucket_client.upload_file(pairs, bucket, "pairs.jsonl")
+    address = f"s3://{bucket}/pairs.jsonl"
+    with write_artifact(tmp_path / "remote", "pairs", stage="collection") as draft:
+        write_json(draft.path / "user" / "source.json", {"uri": address})
+    with write_artifact(tmp_path / "copied", "pairs", stage="collection") as draft:
+        (draft.path / "user").mkdir()
+        shutil.copy(pairs, draft.path / "user")
+    recorded = {"data_digest": recorded_digest([data_digest(address)], "model"), "base_model_digest": "model"}
+    for name in ("remote", "copied"):
+        _run(tmp_path, base_model, name=f"{name}-out", preferences=str(tmp_path / name), **recorded)
+    bucket_client.upload_file(
+        write_rows(tmp_path / "pairs.jsonl", [make_pair(n) for n in range(1, 151)]), bucket, "pairs.jsonl"
+    )
+    with pytest.raises(InputError, match="not what the run's first step"):
+        _run(tmp_path, base_model, name="later", preferences=str(tmp_path / "remote"), **recorded)
 
 
 def test_both_tasks_write_their_part_of_the_dataset(tmp_path: Path, base_model: str) -> None:

@@ -32,9 +32,9 @@ def _inputs(world: Path) -> dict[str, Any]:
 def ask(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Asks as the pipeline run `name` would."""
 
-    def answer(name: str, *, model: str = "assistant", force: bool = False) -> dict[str, Any]:
+    def answer(name: str, *, model: str = "assistant", force: bool = False, **recipe: Any) -> dict[str, Any]:
         monkeypatch.setenv("PLUMBLINE_RUN_ID", name)
-        return run(**_inputs(world), model_name=model, force=force)
+        return run(**_inputs(world), model_name=model, force=force, **recipe)
 
     return answer
 
@@ -43,9 +43,9 @@ def ask(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str,
 def train(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """What a training run leaves in MLflow."""
 
-    def leave(name: str, *, ends: str | None = "SUCCEEDED", model: str = "assistant") -> None:
+    def leave(name: str, *, ends: str | None = "SUCCEEDED", model: str = "assistant", **recipe: Any) -> None:
         monkeypatch.setenv("PLUMBLINE_RUN_ID", name)
-        tag_pipeline_run(inputs_tags(model, input_digests(**_inputs(world))))
+        tag_pipeline_run(inputs_tags(model, input_digests(**_inputs(world), **recipe)))
         if ends:
             close_pipeline_run(ends)
 
@@ -103,6 +103,30 @@ def test_after_failed_attempts_on_new_data_it_still_is_new(
 def test_another_models_run_does_not_count(ask: Callable[..., dict[str, Any]], train: Callable[..., None]) -> None:
     train("first", model="other")
     assert ask("second")["changed"] is True
+
+
+def test_changed_settings_code_and_images_are_new_and_named(
+    ask: Callable[..., dict[str, Any]], train: Callable[..., None]
+) -> None:
+    recipe = {"ppo_settings": "1", "code": "2", "images": "3"}
+    train("first", recipe=recipe)
+    assert ask("second", recipe=recipe)["changed"] is False
+    found = ask("third", recipe=recipe | {"ppo_settings": "4", "code": "5"})
+    assert found == {"changed": True, "reason": "changed since first: ppo_settings, code"}
+
+
+def test_a_plug_in_whose_source_changed_is_new(
+    tmp_path: Path, ask: Callable[..., dict[str, Any]], train: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users").mkdir()
+    rules = tmp_path / "users" / "my_polite_rules.py"
+    rules.write_text("def polite(prompts, responses): ...\n")
+    monkeypatch.syspath_prepend(str(rules.parent))
+    plug_ins = ["my_polite_rules:polite"]
+    train("first", plug_ins=plug_ins)
+    assert ask("second", plug_ins=plug_ins)["changed"] is False
+    rules.write_text(rules.read_text() + "# stricter\n")
+    assert ask("third", plug_ins=plug_ins)["reason"] == "changed since first: plug_ins"
 
 
 def test_force_trains_all_the_same(ask: Callable[..., dict[str, Any]], train: Callable[..., None]) -> None:

@@ -19,7 +19,7 @@ from components.prerequisites.checks import (
 from components.prerequisites.stage import run
 from components.shared.artifacts import write_artifact
 from components.shared.errors import InputError, PlumblineError
-from components.shared.locations import model_digest
+from components.shared.hub_models import model_digest
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_hub_models_digest_follows_its_commit(monkeypatch: pytest.MonkeyPatch)
 
     commits = iter(["a" * 40, "a" * 40, "b" * 40])
     monkeypatch.setattr(
-        huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=lambda _: SimpleNamespace(sha=next(commits)))
+        huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=lambda _, **__: SimpleNamespace(sha=next(commits)))
     )
     first, again, moved = (model_digest("owner/name") for _ in range(3))
     assert first == again != moved
@@ -157,14 +157,14 @@ def test_without_the_hub_the_cached_models_commit_counts(monkeypatch: pytest.Mon
     import huggingface_hub
 
     class Unreachable:
-        def model_info(self, name: str) -> None:
+        def model_info(self, name: str, revision: str | None = None) -> None:
             raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
     with pytest.raises(InputError, match="commit"):
         model_digest("owner/never-fetched")
     cached = tmp_path / "snapshots" / ("c" * 40) / "config.json"
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(cached))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(cached))
     assert len(model_digest("owner/name")) == 64
 
 
