@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,23 @@ def test_only_prod_pins_images_by_digest_and_both_say_what_is_left_to_edit(overl
     assert all(ours.search(image) for image in images["prod"])
     assert any("sha256:000" in line for line in placeholders(overlays["prod"]))
     assert all("example.com" in line for line in placeholders(overlays["dev"]))
+
+
+def test_the_overlay_of_the_readme_is_all_that_must_be_said(tmp_path: Path) -> None:
+    """With addresses and digests in place of the placeholders it is fit to be applied."""
+    text = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)[0]
+    base = os.path.relpath(K8S / "overlays" / "prod", tmp_path / "my-overlay")
+    text = text.replace("../k8s/overlays/prod", base).replace("0" * 64, "a" * 64)
+    text = re.sub(r"(?<!name: registry\.)example\.com", "acme.test", text)
+    (tmp_path / "my-overlay").mkdir()
+    (tmp_path / "my-overlay" / "kustomization.yaml").write_text(text)
+    manifests = build(tmp_path / "my-overlay")
+    assert placeholders(manifests) == []
+    assert breaches(manifests) == {}
+    assert [problem for manifest in manifests for problem in schema_problems(manifest)] == []
+    (settings,) = [one for one in manifests if name_of(one) == "ConfigMap/plumbline-review-settings"]
+    parsed = parse_settings(yaml.safe_load(settings["data"]["review.yaml"]), ReviewSettings, where="review.yaml")
+    assert list(parsed.roles.release_manager) == ["alice@acme.test", "bob@acme.test"]
 
 
 @pytest.mark.parametrize("name", _NAMES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pipelines.placement import load_profile
@@ -54,3 +56,12 @@ def test_whoever_starts_a_run_may_use_its_account(name: str, overlays: dict[str,
     )
     (controller,) = there["RoleBinding/plumbline-use-accounts"]["subjects"]
     assert controller == {"kind": "ServiceAccount", "name": "ml-pipeline-scheduledworkflow", "namespace": "kubeflow"}
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_what_the_docs_put_into_the_config_map_reaches_the_steps(name: str) -> None:
+    operations = (K8S.parent / "docs" / "operations.md").read_text()
+    told = set(re.findall(r"\b(HF_HUB_OFFLINE|PLUMBLINE_(?:PRICE_\w+|CURRENCY))\b", operations))
+    assert len(told) == 4
+    sources = [one for one in load_profile(name).config_maps if one.name == "plumbline-config"]
+    assert told <= {variable for one in sources for variable in one.variables}
