@@ -32,6 +32,11 @@ _REFUSALS = {
     "ExpiredToken": ("the credentials have expired (ExpiredToken).", "Fetch new ones, or mend the service account."),
     "InvalidToken": ("the session token is refused (InvalidToken).", "Check AWS_SESSION_TOKEN."),
     "QuotaExceeded": ("the bucket is full (QuotaExceeded) at {endpoint}.", "Raise its quota, or delete something."),
+    "XMinioStorageFull": ("the server's disks are full at {endpoint}.", "Give it more, or delete something."),
+    "XMinioAdminBucketQuotaExceeded": (
+        "the bucket is full (quota) at {endpoint}.",
+        "Raise its quota, or delete something.",
+    ),
     "EntityTooLarge": ("the object is too large for {endpoint}.", "Raise the server's limit."),
     "NotImplemented": ("{endpoint} does not know this request: {error}.", "See docs/storage.md for what is needed."),
 }
@@ -118,6 +123,14 @@ def _failure(error: Exception, endpoint: str, action: str, where: str) -> Storag
             f"cannot {action}: no credentials.",
             where=where,
             hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the service account a role.",
+        )
+    login = faults.CredentialRetrievalError | faults.MetadataRetrievalError | faults.TokenRetrievalError
+    if isinstance(error, login | faults.SSOError):
+        return StorageError(
+            f"cannot {action}: the credentials could not be fetched: {error}.",
+            where=where,
+            hint="Log in again (aws sso login), or mend the service account's role and what issues its tokens.",
+            transient=isinstance(error, faults.MetadataRetrievalError),
         )
     told = error.last_exception if isinstance(error, RetriesExceededError) else error
     if isinstance(told, faults.SSLError):

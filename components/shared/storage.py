@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -194,10 +195,21 @@ class FolderStorage(Storage):
 
     def listing(self, under: str = "") -> list[Listed]:
         with self._faults("list"):
-            found = ((path.relative_to(self._folder), path) for path in self._folder.rglob("*") if path.is_file())
-            shown = [(name, path.stat()) for name, path in found if not any(part[0] == "." for part in name.parts)]
-        listed = [Listed(name.as_posix(), stat.st_size, str(stat.st_mtime_ns)) for name, stat in shown]
+            listed = [found for path in self._folder.rglob("*") if (found := self._listed(path)) is not None]
         return sorted((each for each in listed if each.name.startswith(under)), key=lambda each: each.name)
+
+    def _listed(self, path: Path) -> Listed | None:
+        """None of what is no file of ours, or is gone by now: others delete meanwhile, as in a bucket."""
+        name = path.relative_to(self._folder)
+        if any(part[0] == "." for part in name.parts):
+            return None
+        try:
+            about = path.stat()
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(about.st_mode):
+            return None
+        return Listed(name.as_posix(), about.st_size, str(about.st_mtime_ns))
 
     def read(self, name: str) -> StoredObject | None:
         with self._faults("read", name):

@@ -8,14 +8,17 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import CredentialRetrievalError, MetadataRetrievalError
 from fault_proxy import FaultProxy, make_authority
 from s3_server import S3Server
 
 from components.shared import s3, storage
 from components.shared.errors import InputError
+from components.shared.s3_faults import storage_errors
 from components.shared.storage import Storage, StorageError, open_storage
 
 
@@ -110,6 +113,22 @@ def test_what_a_folder_half_holds_is_hidden(tmp_path):
     store.write("one", b"1")
     (tmp_path / ".one.half").write_bytes(b"")
     assert store.names() == ["one"]
+
+
+def test_a_folder_is_listed_while_others_delete_in_it(tmp_path, monkeypatch):
+    store, look = open_storage(tmp_path / "busy"), Path.stat
+    store.write("stays", b"x")
+    store.write("goes", b"x")
+
+    def looked_at(path: Path, **options: Any) -> os.stat_result:
+        about = look(path, **options)
+        if path.name == "goes":
+            path.unlink()
+        return about
+
+    monkeypatch.setattr(Path, "stat", looked_at)
+    assert "stays" in store.names()
+    assert store.names() == ["stays"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -290,6 +309,32 @@ def test_missing_credentials_are_named(bucket, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(StorageError, match=r"no credentials.*Set AWS_ACCESS_KEY_ID"):
         open_storage(f"s3://{bucket}").names()
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (CredentialRetrievalError(provider="assume-role-with-web-identity", error_msg="expired"), False),
+        (MetadataRetrievalError(error_msg="timed out"), True),
+    ],
+)
+def test_a_login_that_cannot_be_renewed_is_named_and_not_the_server(error, transient):
+    client = SimpleNamespace(meta=SimpleNamespace(endpoint_url="https://objects.example.com"))
+    with pytest.raises(StorageError, match="credentials could not be fetched") as caught:  # noqa: SIM117
+        with storage_errors(client, "bucket", "read", "s3://bucket/x", seen=True):
+            raise error
+    assert "objects.example.com" not in str(caught.value)
+    assert caught.value.transient is transient
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(507, "XMinioStorageFull"), (400, "XMinioAdminBucketQuotaExceeded"), (403, "QuotaExceeded")]
+)
+def test_a_full_bucket_is_told_and_not_waited_for(bucket, proxy, status, code):
+    proxy.arm("status", "PUT", times=9, status=status, code=code)
+    with pytest.raises(StorageError, match="full") as caught:
+        open_storage(f"s3://{bucket}/x").write("y", b"1")
+    assert not caught.value.transient
 
 
 def test_an_endpoint_that_does_not_answer_is_named(bucket, monkeypatch):
