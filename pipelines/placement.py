@@ -18,6 +18,7 @@ from components.shared.errors import InputError
 from components.shared.settings import StrictModel, parse_settings
 
 __all__ = [
+    "STEPS",
     "EnvironmentSource",
     "Mount",
     "Place",
@@ -31,6 +32,34 @@ __all__ = [
 ]
 
 _SHIPPED = Path(__file__).resolve().parent / "profiles"
+
+STEPS = frozenset(
+    {
+        "checkpoint_candidate",
+        "collection",
+        "data_validation",
+        "data_validation_pairs",
+        "evaluation",
+        "finish",
+        "human_eval",
+        "keep_champion",
+        "live_models",
+        "new_data",
+        "open_release",
+        "ppo",
+        "preference_optimization",
+        "prerequisites",
+        "promote",
+        "release_gate",
+        "report",
+        "reward_model",
+        "reward_model_check",
+        "reward_model_divergence",
+        "roll_back",
+        "sft",
+    }
+)
+"""Names of the steps of all pipelines; `pipelines.steps.place` knows no other."""
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
@@ -159,6 +188,14 @@ class Profile(StrictModel):
     security: SecurityContext | None = None
     run_timeout_seconds: int | None = Field(default=None, ge=1, description="A run that takes longer is ended.")
     storage_class: str | None = Field(default=None, description="What `plumbline doctor` looks for.")
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> Profile:
+        """A secret for a step that is spelt wrong would be missing where it is needed, after hours."""
+        named = {name for source in (*self.config_maps, *self.secrets) for name in source.steps or []}
+        if unknown := sorted((named | self.steps.keys()) - STEPS):
+            raise ValueError(f"no step {', '.join(unknown)}; there are: {', '.join(sorted(STEPS))}")
+        return self
 
     def resources(self, kind: Literal["light", "train"], run: StepResources) -> Place:
         """What steps of a kind get: the profile's, and what the run's settings say beyond it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from components.shared.code_version import code_version
-from pipelines.placement import EnvironmentSource, Place, Profile, StepResources, load_profile
+from pipelines.placement import STEPS, EnvironmentSource, Place, Profile, StepResources, load_profile
 from pipelines.settings import RunSettings
 
 __all__ = ["code_version", "pipeline_config", "place", "places"]
@@ -51,6 +51,7 @@ def place(task: dsl.PipelineTask, where: Place, *, name: str, cache: bool) -> ds
     Raises:
         InputError: Its image is not pinned by digest, where the profile wants it to be.
     """
+    assert name in STEPS, f"{name}: profiles would not know the step; add it to pipelines.placement.STEPS"
     resources, profile = where.for_step(name), where.profile
     task.set_display_name(name)
     task.set_caching_options(cache)

@@ -29,6 +29,18 @@ def test_shipped_profiles_are_valid(name: str) -> None:
     assert load_profile(name).experiment
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps: {ppoo: {memory: 8Gi}}",
+        "secrets: [{name: plumbline-database, variables: [PLUMBLINE_DATABASE_URL], steps: [release-gate]}]",
+    ],
+)
+def test_a_step_that_does_not_exist_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"no step (ppoo|release-gate); there are: .*release_gate"):
+        load_profile(_write(tmp_path, f"{text}\n"))
+
+
 def test_a_file_extends_a_shipped_profile_and_says_only_what_differs(tmp_path: Path) -> None:
     mine = load_profile(_write(tmp_path, "extends: prod\ntrain: {memory: 200Gi}\n"))
     prod = load_profile("prod")
