@@ -39,26 +39,30 @@ class MLflowServer:
         port: Its port, the same after a restart.
     """
 
-    def __init__(self, folder: Path, *, database: str, artifacts: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, *, database: str, artifacts: str, environment: Mapping[str, str], users: bool = True
+    ) -> None:
         """Writes its settings; starts nothing yet.
 
         Args:
             folder: For settings, users and log.
-            database: SQLAlchemy URL of the Postgres database.
-            artifacts: `s3://bucket/prefix` where it keeps artifacts.
-            environment: The AWS variables of the storage.
+            database: SQLAlchemy URL of its database.
+            artifacts: `s3://bucket/prefix` or folder where it keeps artifacts.
+            environment: The AWS variables of the storage, where artifacts are in S3.
+            users: Whether it asks who calls (basic auth), which costs it much of a second at every request.
         """
         self.host = "127.0.0.1"
         with socket.socket() as free:
             free.bind((self.host, 0))
             self.port = free.getsockname()[1]
         self._folder = folder
+        self._users = users
         self._database = database
         self._artifacts = artifacts
         self._environment = {
             **os.environ,
             **environment,
-            "MLFLOW_S3_ENDPOINT_URL": environment["AWS_ENDPOINT_URL"],
+            "MLFLOW_S3_ENDPOINT_URL": environment.get("AWS_ENDPOINT_URL", ""),
             "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -74,7 +78,8 @@ class MLflowServer:
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--app-name", "basic-auth"] if self._users else []
         command += ["--host", self.host, "--port", str(self.port), "--backend-store-uri", self._database]
         command += ["--artifacts-destination", self._artifacts]
         with open(self._folder / "log", "ab") as log:

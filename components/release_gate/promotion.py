@@ -17,7 +17,7 @@ from components.release_gate.entries import Entry, LedgerView, Move
 from components.release_gate.office import Office, open_office
 from components.release_gate.registry import CHAMPION, PREVIOUS, RegistryError
 from components.release_gate.states import Event, IllegalMoveError, State, is_live, next_state
-from components.shared.errors import ArtifactError, PlumblineError
+from components.shared.errors import ArtifactError, FetchError, PlumblineError
 
 __all__ = ["Outcome", "PromotionError", "abandon", "break_glass", "promote", "rollback"]
 
@@ -212,6 +212,8 @@ def _switch(
 def _verify_or_fail(office: Office, view: LedgerView, version: str, actor: str) -> None:
     try:
         office.registry.verify(view.uri(version), view.digest(version))
+    except FetchError:  # the registry failed, and nothing is known of the files: the same promotion goes on later
+        raise
     except ArtifactError as error:
         reason = f"Promotion stopped, its files are not those that were judged: {error}"
         office.record(

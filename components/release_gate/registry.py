@@ -12,11 +12,14 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from requests.exceptions import RequestException
 
 from components.shared.artifacts import Artifact
 from components.shared.champion import download_policy
@@ -26,6 +29,9 @@ from components.shared.ledger_table import sqlite_file
 __all__ = ["ALIASES", "CANDIDATE", "CHAMPION", "PREVIOUS", "Registry", "RegistryError", "open_registry"]
 
 _logger = logging.getLogger(__name__)
+
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
 
 CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 ALIASES = (CHAMPION, PREVIOUS, CANDIDATE)
@@ -64,6 +70,23 @@ def open_registry() -> Registry:
     return Registry(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
 
+def _told(method: Callable[_Arguments, _Answer]) -> Callable[_Arguments, _Answer]:
+    """What MLflow says when it fails, for a person: every step here may be repeated."""
+
+    @wraps(method)
+    def telling(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Answer:
+        try:
+            return method(*arguments, **options)
+        except (MlflowException, RequestException) as error:
+            raise RegistryError(
+                f"MLflow failed: {str(error).strip().partition(chr(10))[0][:500]}",
+                where="MLFLOW_TRACKING_URI",
+                hint="Nothing is lost. Check the server and its login, and do the same again: it goes on where it was.",
+            ) from error
+
+    return telling
+
+
 class Registry:
     """Versions and aliases of registered models.
 
@@ -76,6 +99,7 @@ class Registry:
         self._tracking_uri = tracking_uri
         self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri or tracking_uri)
 
+    @_told
     def register(self, model: str, artifact: Artifact, *, request: str) -> tuple[str, str]:
         """Makes a version of a policy artifact, or finds the one that this request made before it was killed.
 
@@ -97,6 +121,7 @@ class Registry:
         created = self._client.create_model_version(model, source=source, run_id=run_id, tags=tags)
         return str(created.version), source
 
+    @_told
     def verify(self, uri: str, digest: str) -> None:
         """Reads a version's files back and compares their digest.
 
@@ -106,6 +131,7 @@ class Registry:
         with tempfile.TemporaryDirectory(prefix="plumbline-verify-") as folder:
             download_policy(uri, digest, Path(folder) / _FOLDER)
 
+    @_told
     def aliases(self, model: str) -> dict[str, str]:
         """Version by alias."""
         try:
@@ -116,6 +142,7 @@ class Registry:
             raise
         return {alias: str(version) for alias, version in found.items() if alias in ALIASES}
 
+    @_told
     def set_alias(self, model: str, alias: str, version: str | None) -> None:
         """Points an alias at a version, or removes it (None). Setting it twice is setting it once."""
         if version is None:
@@ -123,17 +150,20 @@ class Registry:
         else:
             _patiently(lambda: self._client.set_registered_model_alias(model, alias, version))
 
+    @_told
     def anchor(self, model: str, version: str, head: tuple[int, str]) -> None:
         """Writes the ledger's head into a version's tags, unless they name a later one."""
         anchored = _parse_head(self._version_tags(model, version).get(_HEAD))
         if anchored is None or anchored[0] < head[0]:
             _patiently(lambda: self._client.set_model_version_tag(model, version, _HEAD, f"{head[0]}:{head[1]}"))
 
+    @_told
     def anchored_heads(self, model: str) -> list[tuple[int, str]]:
         """The ledger heads in the tags of all versions."""
         heads = [_parse_head((version.tags or {}).get(_HEAD)) for version in self._versions(model)]
         return [head for head in heads if head is not None]
 
+    @_told
     def keep(self, model: str, version: str, folder: Path, place: str) -> None:
         """Puts a folder beside a version's files; what is there already is written over.
 
@@ -146,6 +176,7 @@ class Registry:
         run_id = self._run_of(model, version)
         _patiently(lambda: self._client.log_artifacts(run_id, str(folder), place))
 
+    @_told
     def fetch(self, model: str, version: str, place: str, into: Path) -> Path | None:
         """Downloads what `keep` put at a place; None if nothing is there."""
         run_id = self._run_of(model, version)

@@ -13,13 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from components.shared.artifacts import MANIFEST, Artifact, content_digest, read_artifact
-from components.shared.errors import ArtifactError
+from components.shared.errors import ArtifactError, FetchError
 from components.shared.files import parse_json, read_json
 from components.shared.storage import Storage, is_object_storage, open_storage
 
 __all__ = ["artifact_digest", "fetch", "local_folder", "open_artifact"]
 
 _REGISTRY = ("runs:", "models:", "mlflow-artifacts:")
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's codes where an address names nothing."""
 
 
 @contextmanager
@@ -56,20 +58,45 @@ def fetch(uri: str, aside: Path) -> Path:
     """Fetches what a remote address names into the folder `aside`; returns where it lies.
 
     Raises:
-        ArtifactError: It cannot be fetched.
+        FetchError: MLflow does not answer, or refuses.
+        ArtifactError: It is not there.
         StorageError: Object storage cannot be used.
     """
     if is_object_storage(uri):
         return _fetch_objects(open_storage(uri), aside)
-    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(download_artifacts(artifact_uri=uri, dst_path=str(aside)))
+        return _download(uri, aside)
     except (MlflowException, OSError) as error:
-        raise ArtifactError(
+        raise (ArtifactError if _is_absent(error) else FetchError)(
             f"cannot be fetched: {error}.", where=uri, hint="Check the address and MLFLOW_TRACKING_URI."
         ) from error
+
+
+def _download(uri: str, aside: Path) -> Path:
+    """By MLflow. A run's files first by their own address: of `runs:/` MLflow says that nothing is there also when the
+    server is down or refuses."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    run, _, path = uri.removeprefix("runs:").strip("/").partition("/")
+    if uri.startswith("runs:") and path:
+        try:
+            folder = str(MlflowClient().get_run(run).info.artifact_uri).rstrip("/")
+            return Path(download_artifacts(artifact_uri=f"{folder}/{path}", dst_path=str(aside)))
+        except (MlflowException, OSError) as error:
+            if not _is_absent(error):
+                raise  # else it may be a model that was logged on its own, which MLflow finds
+    return Path(download_artifacts(artifact_uri=uri, dst_path=str(aside)))
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether MLflow said that there is no such thing, rather than failed or refused."""
+    answer = getattr(error, "response", None)
+    told = getattr(error, "error_code", "") in _ABSENT or getattr(answer, "status_code", None) == 404
+    return told or isinstance(error, FileNotFoundError)
 
 
 def _fetch_objects(storage: Storage, aside: Path) -> Path:

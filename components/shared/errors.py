@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ArtifactError", "InputError", "PlumblineError"]
+__all__ = ["ArtifactError", "FetchError", "InputError", "PlumblineError"]
 
 
 class PlumblineError(Exception):
@@ -35,3 +35,7 @@ class InputError(PlumblineError):
 
 class ArtifactError(PlumblineError):
     """An artifact is missing, half-written, altered, or of another kind."""
+
+
+class FetchError(ArtifactError):
+    """Whoever keeps an artifact did not hand it out: that says nothing of the artifact, and it may be asked again."""
