@@ -41,7 +41,7 @@ def _write_times(**_more: Any) -> None:
 
 
 class Rater(FastHttpUser):
-    """A person who judges as fast as the plan says, two requests an item; not in step with the others, nor like clockwork.
+    """A person who judges as fast as the plan says, two requests an item; not in step with others, nor like clockwork.
 
     Locust's own pacing counts from when a user was spawned, so users who are spawned together would click together.
     """
@@ -86,7 +86,8 @@ class Rater(FastHttpUser):
             ) as response:
                 if 200 <= response.status_code < 500:
                     response.success()
-                    return json.loads(response.text) if (response.text or "").startswith("{") else {}
+                    text = response.text or ""
+                    return json.loads(text) if text.startswith("{") else {}
                 response.failure(f"status {response.status_code}")
             gevent.sleep(0.2)
 

@@ -230,6 +230,7 @@ class Counted:
         unasked: Stored, though no rater sent them.
         unanswered: Stored and sent, but the raters' time ended before the answer came.
         refused: Answers that the service refused.
+        overfull: Pairs with more votes than were asked for.
     """
 
     acknowledged: int
@@ -239,11 +240,12 @@ class Counted:
     unasked: int
     unanswered: int
     refused: int
+    overfull: int
 
     @property
     def sound(self) -> bool:
-        """No vote was lost, none counted twice, none came from nowhere."""
-        return not (self.lost or self.doubled or self.unasked)
+        """No vote was lost, none counted twice, none came from nowhere, and no pair has too many."""
+        return not (self.lost or self.doubled or self.unasked or self.overfull)
 
 
 def count_votes(stand: Stand, journal: Path) -> Counted:
@@ -253,6 +255,7 @@ def count_votes(stand: Stand, journal: Path) -> Counted:
     stored = Counter((task_id_of(Turn(one.item_id, one.kind), one.rater), one.revision) for one in judgements)
     choices = {(task_id_of(Turn(one.item_id, one.kind), one.rater), one.revision): one.choice for one in judgements}
     places = Counter((one.item_id, one.rater, one.kind) for one in judgements if one.supersedes is None)
+    votes = Counter(one.item_id for one in judgements if one.kind == "vote" and one.supersedes is None)
     sent = {_key(row) for row in rows if row["what"] == "sent"}
     told = {_key(row): row["choice"] for row in rows if row["what"] == "acknowledged" and _is_judgement(row)}
     return Counted(
@@ -263,6 +266,7 @@ def count_votes(stand: Stand, journal: Path) -> Counted:
         unasked=len(set(stored) - sent),
         unanswered=len((set(stored) & sent) - set(told)),
         refused=sum(row["what"] == "refused" for row in rows),
+        overfull=sum(count > stand.batch.settings.votes_per_prompt for count in votes.values()),
     )
 
 

@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["DIMENSIONS", "FLAGS", "LONGEST_RATIONALE", "Choice", "Dimension", "Flag", "RaterAnswer"]
+from components.shared.errors import InputError
+
+__all__ = ["DIMENSIONS", "FLAGS", "LONGEST_RATIONALE", "Choice", "Dimension", "Flag", "RaterAnswer", "require_text"]
 
 Choice = Literal["a", "b", "tie", "both_bad"]
 Flag = Literal["unsafe", "severity_1"]
@@ -50,6 +52,8 @@ class RaterAnswer(BaseModel):
     @field_validator("rationale")
     @classmethod
     def _blank_is_none(cls, rationale: str | None) -> str | None:
+        if "\x00" in (rationale or ""):
+            raise ValueError("holds a NUL character")
         return (rationale or "").strip() or None
 
     @field_validator("rubric")
@@ -64,3 +68,14 @@ class RaterAnswer(BaseModel):
         if self.rationale is None and (self.flags_a or self.flags_b):
             raise ValueError("say in a few words what is unsafe")
         return self
+
+
+def require_text(text: str, *, where: str) -> str:
+    """The text, if a database can store it.
+
+    Raises:
+        InputError: It holds a NUL character, which Postgres refuses.
+    """
+    if "\x00" in text:
+        raise InputError("holds a NUL character.", where=where, hint="Leave it out.")
+    return text

@@ -130,26 +130,24 @@ class BatchBook:
                 self._adjudicated[turn.item_id] += 1
             elif turn.kind == "vote" and rater not in self._aside:
                 self._count(turn.item_id, 1)
-        self._given[rater][turn] = Given(
-            turn.item_id,
-            rater,
-            turn.kind,
-            str(row.choice),
-            row.swapped,
-            row.number,
-            row.mark,
-        )
+        known = self._given[rater].get(turn)
+        if known is None or row.number > known.revision:  # clocks differ: a correction may seem older than its answer
+            choice = str(row.choice)
+            self._given[rater][turn] = Given(turn.item_id, rater, turn.kind, choice, row.swapped, row.number, row.mark)
         self.last_answer_at = max(self.last_answer_at, row.at)
         self._skipped[rater].discard(turn)
         self._touched(turn, rater)
-        if turn.kind in ("gold", "repeat") and is_set_aside(self.quality(rater), self.plan.settings):
+        decides = turn.kind in ("gold", "repeat") or row.number > 0  # a corrected vote may differ from its repeat
+        if decides and is_set_aside(self.quality(rater), self.plan.settings):
             self._set_aside(rater)
 
     def _note_lease(self, row: Noted) -> None:
         turn, rater = _turn_of(row), str(row.rater)
         before = self.leases.get(row.key)
-        until = max(str(row.until), before.until if before else "")
-        self.leases[row.key] = Held(turn, rater, row.number + 1, until)
+        count, until = row.number + 1, str(row.until)
+        if before is not None:
+            count, until = max(count, before.count), max(until, before.until)
+        self.leases[row.key] = Held(turn, rater, count, until)
         if not self.is_answered(turn, rater):
             self._held[rater].pop(row.key, None)
             self._held[rater][row.key] = None
@@ -172,6 +170,7 @@ class BatchBook:
     def _note_intervention(self, row: Noted) -> None:
         if row.kind == "dismiss":
             self._dismissed.add(str(row.rater))
+            self._let_go(str(row.rater))
             if not self.quality(str(row.rater)).counted:  # else only a repeat was owed: the votes stay
                 self._set_aside(str(row.rater))
         elif row.kind == "return_skip":
@@ -192,9 +191,14 @@ class BatchBook:
         if rater in self._aside:
             return
         self._aside.add(rater)
+        self._let_go(rater)
         for turn, given in self._given[rater].items():
             if turn.kind == "vote" and given.adjudication is None:
                 self._count(turn.item_id, -1)
+
+    def _let_go(self, rater: str) -> None:
+        """What the rater holds goes to others."""
+        self._out.difference_update(self._held.pop(rater, {}))
 
     def _count(self, pair: str, change: int) -> None:
         """One vote more or less on a pair."""
@@ -319,9 +323,13 @@ class BatchBook:
         return self._places_filled == self.needed * len(self.plan.pairs)
 
     def owing(self, *, now: str) -> list[str]:
-        """Raters who owe a check that decides whether their votes count."""
+        """Raters whose votes hold places and do not count yet, or who owe a check that decides whether they count."""
         active = [rater for rater in self.raters if not self.is_done_with(rater)]
-        return [rater for rater in active if self.turns(rater, now=now).owes()]
+        return [rater for rater in active if self._is_undecided(rater) or self.turns(rater, now=now).owes()]
+
+    def _is_undecided(self, rater: str) -> bool:
+        quality = self.quality(rater)
+        return quality.n_votes > 0 and not quality.counted
 
     def may_close(self, *, now: datetime) -> bool:
         """Whether nothing is missing, and the time in which the last answer can be undone has passed."""

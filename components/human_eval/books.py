@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Executable, select
+from sqlalchemy.exc import DBAPIError
 
 from components.human_eval.book import BatchBook, Noted
 from components.human_eval.book_rows import add_row, all_rows, last_numbers, rows_since
@@ -25,12 +26,16 @@ from components.human_eval.schema import EvidenceBase, ItemRow, LeaseRow
 from components.human_eval.turns import Turn
 from components.shared.errors import PlumblineError
 
-__all__ = ["Books", "Decision", "as_text"]
+__all__ = ["Books", "Decision", "StaleBookError", "as_text"]
 
 Result = TypeVar("Result")
 
 _BATCHES_KEPT = 32
 """Batches that are kept in memory once read."""
+
+
+class StaleBookError(PlumblineError):
+    """The database holds what the book did not know of; the book is read again from the start."""
 
 
 class Books:
@@ -126,7 +131,11 @@ class Decision:
         return self._shelved.book
 
     def add(self, model: type[EvidenceBase], row: dict[str, Any]) -> None:
-        """Adds a row of evidence, and notes it; one that is there already is left alone."""
+        """Adds a row of evidence, and notes it.
+
+        Raises:
+            StaleBookError: It is there already.
+        """
         self.changes += 1
         self._shelved.add(self.connection, model, row)
 
@@ -154,14 +163,19 @@ class _Shelved:
         self._read: dict[str, int] | None = None
 
     def add(self, connection: Connection, model: type[EvidenceBase], row: dict[str, Any]) -> None:
-        """Adds and notes a row."""
+        """Adds and notes a row.
+
+        Raises:
+            StaleBookError: It is there already, of which the book ought to have known.
+        """
         assert self._read is not None  # it follows before anything is decided
+        self._ahead = True
         added = add_row(connection, model, row)
-        if added is not None:
-            self._ahead = True
-            noted, number = added
-            self._read[noted.source] = max(self._read[noted.source], number)
-            self.book.note([noted])
+        if added is None:
+            raise StaleBookError("the batch changed meanwhile.", where=f"batch {self._batch_id}", hint="Try again.")
+        noted, number = added
+        self._read[noted.source] = max(self._read[noted.source], number)
+        self.book.note([noted])
 
     def close(self, connection: Connection, closure: Closure) -> None:
         """Closes the batch."""
@@ -174,8 +188,9 @@ class _Shelved:
         try:
             self._decide_together(group)
         except Exception as error:  # noqa: BLE001 (it is raised in the thread whose request it is)
-            if len(group) == 1:
-                group[0].error = error
+            if len(group) == 1 or _is_unknown_outcome(error):
+                for request in group:
+                    request.settle(error)
                 return
             for request in group:
                 self._decide([request])
@@ -197,6 +212,8 @@ class _Shelved:
             if self._ahead:  # it has noted rows that were not kept
                 self._start_anew()
             raise
+        for request in group:
+            request.settle()
 
     def _start_anew(self) -> None:
         """Forgets what was noted; it is read again when it is needed."""
@@ -225,6 +242,12 @@ class _Shelved:
             if (batch_id is None and item_id in self.book.items) or batch_id == self._batch_id:
                 noted.append(Noted(source, *values))
         self.book.note(noted)
+
+
+def _is_unknown_outcome(error: Exception) -> bool:
+    """Whether the connection broke: what was sent may have been done, and is not to be done again behind the caller."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and cause.connection_invalidated
 
 
 def as_text(moment: datetime) -> str:

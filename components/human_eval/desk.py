@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select
 
-from components.human_eval.answers import RaterAnswer
+from components.human_eval.answers import RaterAnswer, require_text
 from components.human_eval.book import BatchBook, task_id_of
 from components.human_eval.books import Books, Decision
 from components.human_eval.database import EvidenceDatabase, Judgement
@@ -108,7 +108,8 @@ class RatingDesk:
             book, now, draft = decision.book, self.books.stamp(), None
             if not book.awaits(rater, now=now):
                 return None  # and no error: that it is closed now shall be kept
-            turn, turns = book.held(rater, now=now), book.turns(rater, now=now)
+            turns = book.turns(rater, now=now)
+            turn = None if book.is_done_with(rater) else book.held(rater, now=now)
             if turn is not None:
                 draft = self._draft(decision, task_id_of(turn, rater))
             else:
@@ -213,11 +214,13 @@ class RatingDesk:
         """Records that the rater does not want to judge an item; a practice item cannot be skipped.
 
         Raises:
+            InputError: The reason cannot be stored.
             UnknownTaskError: The item was never handed to this rater.
             ClosedError: The batch is closed.
             AnsweredError: The rater judged it already, or it is a practice item.
         """
         batch_id, turn = self._find(task_id, rater)
+        why = require_text((reason or "").strip(), where="reason") or None
 
         def skip(decision: Decision) -> None:
             book = decision.book
@@ -236,7 +239,7 @@ class RatingDesk:
                 "item_id": turn.item_id,
                 "rater": rater,
                 "kind": turn.kind,
-                "reason": (reason or "").strip() or None,
+                "reason": why,
                 "created_at": self.books.stamp(),
             }
             decision.add(SkipRow, row)
@@ -293,12 +296,14 @@ class RatingDesk:
             UnknownTaskError: The item was never handed to this rater.
             ClosedError: The batch is closed.
             GoneError: Others have the item now.
+            SetAsideError: Nothing more is taken from this rater.
         """
         batch_id, turn = self._find(task_id, rater)
         self._for_people(batch_id)
 
         def save(decision: Decision) -> str:
             self._intake.require_open(decision.book, rater)
+            self._intake.require_trusted(decision.book, rater)
             if decision.book.latest(turn, rater) is None:
                 self._intake.require_wanted(decision.book, turn, rater)
             decision.change(delete(DraftRow).where(DraftRow.task_id == task_id))

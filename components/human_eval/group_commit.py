@@ -24,10 +24,12 @@ class Request(Generic[Context]):
 
     Attributes:
         error: Why it was not done; None if it was, or was not tried yet.
+        settled: Whether result or error are final.
     """
 
     def __init__(self, work: Callable[[Context], object]) -> None:
         self.error: BaseException | None = None
+        self.settled = False
         self._work = work
         self._result: object = None
         self._told = threading.Event()
@@ -45,6 +47,10 @@ class Request(Generic[Context]):
             self.error = error
             raise
 
+    def settle(self, error: BaseException | None = None) -> None:
+        """Makes what the last attempt came to final, or an error that came after it."""
+        self.error, self.settled = error or self.error, True
+
     def outcome(self) -> object:
         """What the work returned, or its error raised."""
         if self.error is not None:
@@ -52,9 +58,8 @@ class Request(Generic[Context]):
         return self._result
 
     def wait(self) -> None:
-        """Waits until it is done, or until this thread shall do the work of all who wait."""
+        """Waits until it is settled, or until this thread shall do the work of all who wait."""
         self._told.wait()
-        self._told.clear()
 
     def tell(self) -> None:
         """Ends `wait`."""
@@ -65,47 +70,65 @@ class GroupCommit(Generic[Context]):
     """Collects requests while one group of them is carried out.
 
     Args:
-        carry_out: Does the work of a group; afterwards each request has its result or its error. It is never called by
-            two threads at once.
+        carry_out: Does the work of a group and settles each request. It is never called by two threads at once.
     """
 
     def __init__(self, carry_out: Callable[[Sequence[Request[Context]]], None]) -> None:
         self._carry_out = carry_out
         self._mutex = threading.Lock()
         self._waiting: list[Request[Context]] = []
-        self._led = False
+        self._leader: Request[Context] | None = None
+        self._thread: int | None = None
 
     def do(self, work: Callable[[Context], object]) -> object:
         """Has `work` done, alone or with that of others; returns its result.
 
         Raises:
+            RuntimeError: It is called from within work of this group.
             BaseException: What the work raised, or why the group failed.
         """
+        if self._thread == threading.get_ident():
+            raise RuntimeError("work that is carried out cannot wait for other work on the same")
         mine = Request(work)
         with self._mutex:
             self._waiting.append(mine)
-            leads, self._led = not self._led, True
-        if not leads:
-            mine.wait()
-            with self._mutex:
-                leads = mine in self._waiting
-        if leads:
-            self._lead()
+            self._leader = self._leader or mine
+        try:
+            if self._leader is not mine:
+                mine.wait()
+            if not mine.settled:
+                self._lead()
+        except BaseException:
+            self._withdraw(mine)
+            raise
         return mine.outcome()
 
     def _lead(self) -> None:
         with self._mutex:
             group, self._waiting = self._waiting, []
+            self._thread = threading.get_ident()
         try:
             self._carry_out(group)
         except BaseException as error:  # noqa: BLE001 (every thread raises its own)
             for request in group:
-                request.error = request.error or error
+                if not request.settled:
+                    request.settle(error)
         finally:
             with self._mutex:
-                heir = self._waiting[0] if self._waiting else None
-                self._led = heir is not None
-            if heir is not None:
-                heir.tell()  # first, so that the next group is under way while this one is told
+                self._thread = None
+                self._pass_on()  # first, so that the next group is under way while this one is told
             for request in group:
                 request.tell()
+
+    def _pass_on(self) -> None:
+        self._leader = self._waiting[0] if self._waiting else None
+        if self._leader is not None:
+            self._leader.tell()
+
+    def _withdraw(self, mine: Request[Context]) -> None:
+        """A thread that was interrupted (a signal, in a main thread) keeps nobody waiting."""
+        with self._mutex:
+            if mine in self._waiting:
+                self._waiting.remove(mine)
+                if self._leader is mine:
+                    self._pass_on()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from components.human_eval.answers import require_text
 from components.human_eval.book import BatchBook
 from components.human_eval.books import Books, Decision, as_text
 from components.human_eval.evidence import weigh_evidence
@@ -165,7 +166,8 @@ class Supervision:
 
         Raises:
             ClosedError: The batch is closed.
-            InputError: There is no such rater, or one whose votes count owes nothing or was here a moment ago.
+            InputError: There is no such rater, or the rater owes nothing, was here a moment ago, or has votes that
+                count while pairs still lack votes.
         """
 
         def work(decision: Decision) -> None:
@@ -175,8 +177,7 @@ class Supervision:
                 raise InputError(f"{rater} has not rated in it.", where=f"batch {batch_id}")
             if book.is_dismissed(rater):
                 return
-            if book.quality(rater).counted:
-                self._require_gone(book, rater)
+            self._require_gone(book, rater)
             self._add(decision, "dismiss", actor, reason, rater=rater)
 
         self._books.decide(batch_id, work)
@@ -221,21 +222,18 @@ class Supervision:
         return self._books.decide(batch_id, work)
 
     def _require_gone(self, book: BatchBook, rater: str) -> None:
-        """Nobody is kept from judging on: the batch waits for this rater, who has not come back for a whole lease."""
+        """Nobody is kept from judging on: only who has not come back for a whole lease, and is waited for, may go."""
         now, lease = self._books.now(), timedelta(minutes=book.plan.settings.lease_minutes)
-        where = f"batch {book.plan.batch_id}"
+        problem = None
         if rater not in book.owing(now=as_text(now)):
-            raise InputError(
-                f"the votes of {rater} count; they cannot be taken away.",
-                where=where,
-                hint="Only raters who owe checks, and are gone, can be dismissed.",
-            )
-        if now - datetime.fromisoformat(book.last_seen[rater]) < lease:
-            raise InputError(
-                f"{rater} was here less than {book.plan.settings.lease_minutes:g} minutes ago, and the votes count.",
-                where=where,
-                hint="Only raters who owe checks, and are gone, can be dismissed.",
-            )
+            problem = f"the votes of {rater} count; they cannot be taken away."
+        elif book.quality(rater).counted and not book.is_complete():
+            problem = f"the votes of {rater} count, and pairs lack votes: nobody waits for {rater} yet."
+        elif now - datetime.fromisoformat(book.last_seen[rater]) < lease:
+            problem = f"{rater} was here less than {book.plan.settings.lease_minutes:g} minutes ago."
+        if problem:
+            hint = "Only raters who owe checks, and are gone, can be dismissed."
+            raise InputError(problem, where=f"batch {book.plan.batch_id}", hint=hint)
 
     def _require_people(self, batch_id: str) -> None:
         if self._books.book(batch_id).plan.settings.panel != PEOPLE:
@@ -247,6 +245,7 @@ class Supervision:
             raise InputError(
                 "somebody does this, for a reason.", where=f"batch {book.plan.batch_id}", hint="Give both."
             )
+        require_text(reason, where=f"batch {book.plan.batch_id}, reason")
         at = self._books.stamp()
         row = {"item_id": None, "rater": None, "votes": 0, **about, "kind": kind, "actor": actor, "reason": reason}
         row |= {"batch_id": book.plan.batch_id, "created_at": at}

@@ -172,8 +172,13 @@ class Turns:
         return dense * _DENSE + (number - dense) * _SPARSE + int(drawn * width)
 
     def _gold_left(self) -> list[str]:
-        seen = {turn.item_id for turn in (*self.judged, *self.skipped) if turn.kind == "gold"}
-        return [item_id for item_id in self.plan.gold_order(self.rater) if item_id not in seen]
+        """Those to come, the skipped ones last: without enough of them the rater's votes never count."""
+        judged = {turn.item_id for turn in self.judged if turn.kind == "gold"}
+        skipped = {turn.item_id for turn in self.skipped if turn.kind == "gold"}
+        order = [item_id for item_id in self.plan.gold_order(self.rater) if item_id not in judged]
+        fresh = [item_id for item_id in order if item_id not in skipped]
+        wanted = max(0, self.plan.gold_needed - len(judged) - len(fresh))
+        return fresh + [item_id for item_id in order if item_id in skipped][:wanted]
 
     def _gold_done(self) -> int:
         return sum(turn.kind == "gold" for turn in self.judged)

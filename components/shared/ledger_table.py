@@ -87,7 +87,9 @@ def open_engine(url: str) -> Engine:
     address = make_url(url)
     if address.drivername == "postgresql":  # the driver that Plumbline brings, not SQLAlchemy's default
         address = address.set(drivername="postgresql+pg8000")
-    engine = create_engine(address, pool_size=_POOL_SIZE, max_overflow=_POOL_OVERFLOW)
+    # What is read behind a lock must be newer than the lock, whatever isolation the server is set to.
+    isolation = {} if address.get_backend_name() == "sqlite" else {"isolation_level": "READ COMMITTED"}
+    engine = create_engine(address, pool_size=_POOL_SIZE, max_overflow=_POOL_OVERFLOW, **isolation)
     event.listen(engine, "checkin", _note_use)
     event.listen(engine, "checkout", partial(_try_if_idle, engine))
     if engine.dialect.name == "sqlite":

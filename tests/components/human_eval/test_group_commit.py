@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from tiny_panels import make_batch, make_item
 
-from components.human_eval.books import Books, Decision
+from components.human_eval.books import Books, Decision, StaleBookError
 from components.human_eval.database import open_database
 from components.human_eval.group_commit import GroupCommit, Request
 from components.human_eval.schema import SkipRow
@@ -56,6 +56,7 @@ def test_what_comes_meanwhile_is_done_together(pool: ThreadPoolExecutor) -> None
         groups.append(len(group))
         for request in group:
             request.attempt(None)
+            request.settle()
 
     commit, gate = GroupCommit(carry_out), _Gate()
     first = pool.submit(commit.do, gate)
@@ -75,6 +76,7 @@ def test_many_threads_all_get_their_own_answer(pool: ThreadPoolExecutor) -> None
         alone.append(len(group))
         for request in group:
             request.attempt(None)
+            request.settle()
         inside.release()
 
     commit = GroupCommit(carry_out)
@@ -91,6 +93,68 @@ def test_a_group_that_fails_as_a_whole_tells_everybody(pool: ThreadPoolExecutor)
     for attempt in [pool.submit(commit.do, lambda _: 1) for _ in range(8)]:
         with pytest.raises(KeyError, match="no such thing"):
             attempt.result(_SECONDS)
+
+
+def test_a_thread_that_is_interrupted_while_it_waits_keeps_nobody_waiting(pool: ThreadPoolExecutor) -> None:
+    def carry_out(group: Sequence[Request[None]]) -> None:
+        for request in group:
+            request.attempt(None)
+            request.settle()
+
+    class _InterruptedError(BaseException):
+        pass
+
+    commit, gate, told = GroupCommit(carry_out), _Gate(), threading.Event()
+    first = pool.submit(commit.do, gate)
+    assert gate.entered.wait(_SECONDS)
+    waiting = Request.wait
+
+    def interrupted(self: Request[None]) -> None:
+        """As a signal handler that raises when the thread has just been told that it leads."""
+        waiting(self)
+        told.set()
+        raise _InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Request, "wait", interrupted)
+        second = pool.submit(commit.do, lambda _: 2)
+        _wait_until(lambda: len(commit._waiting) == 1)
+        gate.opened.set()
+        assert told.wait(_SECONDS)
+    with pytest.raises(_InterruptedError):
+        second.result(_SECONDS)
+    assert first.result(_SECONDS) == "first"
+    assert pool.submit(commit.do, lambda _: 3).result(_SECONDS) == 3
+
+
+def test_what_was_kept_before_a_group_broke_off_is_not_told_as_failed(pool: ThreadPoolExecutor) -> None:
+    def carry_out(group: Sequence[Request[None]]) -> None:
+        group[0].attempt(None)
+        group[0].settle()
+        if len(group) > 1:
+            raise SystemExit(3)
+
+    commit, gate = GroupCommit(carry_out), _Gate()
+    first = pool.submit(commit.do, gate)
+    assert gate.entered.wait(_SECONDS)
+    others = []
+    for number in range(2):
+        others.append(pool.submit(commit.do, lambda _, number=number: number))
+        _wait_until(lambda: len(commit._waiting) == len(others))
+    gate.opened.set()
+    assert (first.result(_SECONDS), others[0].result(_SECONDS)) == ("first", 0)
+    assert isinstance(others[1].exception(_SECONDS), SystemExit)
+
+
+def test_work_within_work_is_refused_instead_of_waiting_for_itself() -> None:
+    def carry_out(group: Sequence[Request[None]]) -> None:
+        for request in group:
+            request.attempt(None)
+            request.settle()
+
+    commit = GroupCommit(carry_out)
+    with pytest.raises(RuntimeError, match="cannot wait"):
+        commit.do(lambda _: commit.do(lambda _: 1))
 
 
 @pytest.fixture
@@ -175,3 +239,12 @@ def test_nothing_is_read_again_that_was_added_here(books: Books, pool: ThreadPoo
     other.decide("batch", _skip(5))
     counts = books.decide("batch", lambda decision: sum(decision.book.skips["ann"].values()))
     assert counts == 4
+
+
+def test_a_book_that_is_behind_the_database_says_so_and_is_read_again(books: Books) -> None:
+    """It cannot happen by the rules; if it does, nobody is told that something was stored which was not."""
+    books.decide("batch", _skip(1))
+    books._shelf["batch"].book.skips["ann"].clear()
+    with pytest.raises(StaleBookError):
+        books.decide("batch", _skip(1))
+    assert books.decide("batch", lambda decision: len(decision.book.skips["ann"])) == 1

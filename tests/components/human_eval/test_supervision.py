@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_another_rater_helps_as_well(make_desk: Any) -> None:
     assert desk.database.closure("batch") is not None
 
 
-def test_a_rater_who_owes_checks_and_is_gone_can_be_dismissed_and_no_other(make_desk: Any) -> None:
+def test_a_rater_who_owes_checks_and_is_gone_can_be_dismissed_and_no_other(make_desk: Any, clock: Clock) -> None:
     desk = make_desk(n_pairs=6, n_gold=6)
     task = _next(desk, "gone")
     while task.response_a[0] not in "cr":
@@ -114,6 +115,7 @@ def test_a_rater_who_owes_checks_and_is_gone_can_be_dismissed_and_no_other(make_
     assert "raters owe checks: gone" in report.waits_for[0]
     with pytest.raises(InputError, match="cannot be taken away"):
         watch.dismiss("batch", "ann", actor="mia", reason="she votes wrong")
+    clock.advance(21)
     watch.dismiss("batch", "gone", actor="mia", reason="left the project")
     after = watch.report("batch")
     assert (after.open_pairs, {rater.rater: rater.status for rater in after.raters}["gone"]) == (1, "dismissed")
@@ -139,6 +141,75 @@ def test_of_a_dismissed_rater_who_owed_a_repeat_only_the_votes_stay(make_desk: A
     assert desk.database.closure("batch") is not None
     evidence = weigh_evidence(desk.database.batch("batch"), desk.database.judgements("batch"), seed=0)
     assert evidence.statistics["raters"]["gone"]["counted"]
+
+
+def test_nobody_whose_votes_count_is_kept_from_judging_on_by_a_lunch(make_desk: Any, clock: Clock) -> None:
+    desk = make_desk(n_pairs=9, repeat_share=1.0, votes_per_prompt=1)
+    for _ in range(4):
+        desk.submit(_next(desk, "ann").task_id, "ann", _answer("a"))
+    clock.advance(60)
+    with pytest.raises(InputError, match="pairs lack votes"):
+        _watch(desk).dismiss("batch", "ann", actor="mia", reason="dislikes the candidate")
+
+
+def test_what_a_dismissed_rater_holds_goes_to_others_and_nothing_new_comes(make_desk: Any, clock: Clock) -> None:
+    desk = make_desk(n_pairs=2, n_gold=6, votes_per_prompt=1, lease_minutes=60.0)
+    task = _next(desk, "gone")
+    while task.response_a[0] not in "cr":
+        desk.submit(task.task_id, "gone", _answer(_honest(task)))
+        task = _next(desk, "gone")
+    desk.submit(task.task_id, "gone", _answer("a"))
+    task = _next(desk, "gone")
+    desk.save_draft(task.task_id, "gone", {"choice": "a"})
+    clock.advance(61)
+    _watch(desk).dismiss("batch", "gone", actor="mia", reason="left the project")
+    assert desk.next_task("batch", "gone") is None
+    with pytest.raises(SetAsideError):
+        desk.save_draft(task.task_id, "gone", {"choice": "b"})
+    _judge_all(desk, "ann", _honest)
+    assert desk.database.closure("batch") is not None
+
+
+def test_a_batch_does_not_close_on_votes_that_will_never_count(make_desk: Any) -> None:
+    """Gold items that were skipped come again, for without them the votes stay worth nothing."""
+    desk = make_desk(n_pairs=4, n_gold=3, votes_per_prompt=1)
+    skipped = 0
+    while desk.database.closure("batch") is None:
+        task = _next(desk, "ann")
+        if task.response_a[0] not in "cr" and skipped < 2:
+            desk.skip(task.task_id, "ann")
+            skipped += 1
+        else:
+            desk.submit(task.task_id, "ann", _answer(_honest(task)))
+    assert skipped == 2
+    evidence = weigh_evidence(desk.database.batch("batch"), desk.database.judgements("batch"), seed=0)
+    assert evidence.statistics["complete"]
+
+
+def test_a_text_that_postgres_cannot_store_is_refused_in_words(make_desk: Any) -> None:
+    desk = make_desk()
+    with pytest.raises(InputError, match="NUL"):
+        desk.skip(_next(desk, "ann").task_id, "ann", reason="no\x00")
+    with pytest.raises(ValueError, match="NUL"):
+        _answer("a", rationale="no\x00")
+
+
+def test_clocks_that_differ_change_nothing_about_what_was_said_last(make_desk: Any) -> None:
+    """Two processes serve a batch; the one that took the correction is a minute behind."""
+    desk = make_desk(n_pairs=2, undo_minutes=60.0)
+    behind = RatingDesk(desk.database, now=lambda: desk.books.now() - timedelta(minutes=1))
+    task = _next(desk, "ann")
+    desk.save_draft(task.task_id, "ann", {"choice": "a"})
+    desk.submit(task.task_id, "ann", _answer("a"))
+    back = behind.reopen("batch", "ann")
+    assert back is not None
+    behind.submit(back.task_id, "ann", _answer("b", revision=1))
+    restarted = RatingDesk(desk.database, now=desk.books.now)
+    seen = restarted.reopen("batch", "ann")
+    assert seen is not None
+    assert (seen.revision, seen.previous and seen.previous.choice) == (2, "b")
+    assert restarted.submit(task.task_id, "ann", _answer("tie", revision=2)).revision == 2
+    assert [judgement.choice for judgement in desk.database.judgements("batch") if judgement.revision == 2] == ["tie"]
 
 
 def test_the_last_answer_can_be_undone_for_a_while(make_desk: Any, clock: Clock) -> None:

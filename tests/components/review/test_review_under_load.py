@@ -25,11 +25,11 @@ def database_of_its_own(postgres_url: str) -> str:
 @pytest.mark.slow
 def test_no_vote_is_lost_or_doubled_though_the_service_is_killed(database_of_its_own: str, tmp_path: Path) -> None:
     with open_stand(tmp_path, database_of_its_own, raters=6, pairs=200) as stand:
-        found = run_raters(stand, tmp_path, requests_per_second=24, seconds=15, kill_after=(6.0,))
+        found = run_raters(stand, tmp_path, requests_per_second=24, seconds=20, kill_after=(6.0,))
         counted = count_votes(stand, tmp_path / "journal.jsonl")
         assert stand.service.restarts == 1
-    assert counted.acknowledged > 20
-    assert (counted.lost, counted.doubled, counted.unasked, counted.refused) == (0, 0, 0, 0)
+    assert counted.acknowledged > 5, "so slow that nothing was tried"
+    assert (counted.lost, counted.doubled, counted.unasked, counted.refused, counted.overfull) == (0, 0, 0, 0, 0)
     assert counted.stored == counted.acknowledged + counted.unanswered
     assert found["without_answer"] > 0, "the kill was not felt by anybody"
 
