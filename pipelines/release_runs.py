@@ -7,10 +7,12 @@ make_start           the same for the review service: by a command, or through K
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from rich.console import Console
 from components.review.settings import KfpTrigger, ReleaseTrigger
 from components.shared.errors import InputError
 from components.shared.files import read_json
-from components.shared.release_orders import ReleaseOrder, StartRun, open_orders
+from components.shared.ledger_table import database_url, open_engine
+from components.shared.release_orders import ReleaseOrder, ReleaseOrders, StartRun, open_orders
 from pipelines.local import RunResult, run_local
 from pipelines.settings import load_run_settings
 from pipelines.workspace import RunFolder, Workspace
@@ -73,14 +76,15 @@ def run_release(
     settings = load_run_settings(str(asked.settings))
     settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"workspace": workspace})})
     build = build_release_run if order.mode == "candidate" else build_live_release_run
-    result = run_local(
-        settings,
-        build(settings),
-        release_run_arguments(order, attempt=attempt or 0),
-        name=f"{settings.name}-release",
-        console=console,
-        given=_inherited(asked, order),
-    )
+    with _kept_alive(root, order, attempt or 0):
+        result = run_local(
+            settings,
+            build(settings),
+            release_run_arguments(order, attempt=attempt or 0),
+            name=f"{settings.name}-release",
+            console=console,
+            given=_inherited(asked, order),
+        )
     if result.failure and attempt:
         with root.services():  # a run that failed before its first step has told nobody
             orders.fail_start(order.order_id, attempt, result.run.run_id, result.failure.cause)
@@ -183,6 +187,21 @@ class KfpStart:
         )
         kfp.write(kfp.runs.run_service_create_run, body, what=f"start {body.display_name}")
 
+    def is_running(self, holder: str) -> bool:
+        """Whether a run of Kubeflow Pipelines has not come to an end yet.
+
+        Raises:
+            ApiError: The API refused, or does not answer.
+        """
+        from pipelines.cluster.connection import KFP, Connection, NotFoundError
+        from pipelines.cluster.runs import run_state
+
+        at = self._settings
+        try:
+            return not run_state(KFP(Connection.find(at.host or None, at.namespace)), holder).ended
+        except NotFoundError:  # deleted
+            return False
+
 
 def _newest_version(kfp: Any, name: str) -> Any:
     """The newest version of an uploaded pipeline, as a run's request names it."""
@@ -204,6 +223,30 @@ def _newest_version(kfp: Any, name: str) -> Any:
     return kfp_server_api.V2beta1PipelineVersionReference(
         pipeline_id=pipeline, pipeline_version_id=newest[0].pipeline_version_id
     )
+
+
+@contextlib.contextmanager
+def _kept_alive(root: Workspace, order: ReleaseOrder, attempt: int, *, every_seconds: float = 600.0) -> Iterator[None]:
+    """Renews the order's time as long as this process lives, so that nobody takes a long run for dead."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        orders = ReleaseOrders(engine)
+        while not ended.wait(every_seconds):
+            try:
+                orders.renew(order.order_id, attempt)
+            except Exception:  # the next time may work; the run itself must not suffer
+                _logger.exception("The release run's time could not be renewed.")
+
+    with root.services():
+        engine = open_engine(database_url())
+    thread = threading.Thread(target=renew, daemon=True)
+    if attempt:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _inherited(asked: RunFolder, order: ReleaseOrder) -> dict[str, str]:

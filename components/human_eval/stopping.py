@@ -48,7 +48,7 @@ def _close_if_ended(desk: RatingDesk, batch_id: str, now: datetime) -> None:
     elif desk.database.deadline(batch_id) <= now:
         progress = desk.progress(batch_id, "")
         reason = f"The deadline came: {progress.votes} of {progress.votes_needed} votes."
-        desk.database.close(batch_id, actor=DEADLINE, reason=reason, overdue=True)
+        desk.database.close(batch_id, actor=DEADLINE, reason=reason, overdue=progress.votes < progress.votes_needed)
     if reason:
         _logger.info("Batch %s is closed. %s", batch_id, reason)
 

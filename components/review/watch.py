@@ -22,7 +22,7 @@ from typing import Any
 from components.human_eval.desk import RatingDesk
 from components.human_eval.stopping import close_what_has_ended
 from components.shared.notices import WEBHOOK_VARIABLE, Outbox
-from components.shared.release_orders import ReleaseOrder, ReleaseOrders, StartRun
+from components.shared.release_orders import ReleaseOrder, ReleaseOrders, StartRun, TellsOfRuns
 
 __all__ = ["Look", "Watch"]
 
@@ -73,7 +73,7 @@ class Watch:
         closed = close_what_has_ended(self._desk, now=moment)
         started = self._start_what_waits(moment) if self._start else []
         url = os.environ.get(WEBHOOK_VARIABLE, "")
-        delivered = self.outbox.send(url, now=moment) if url else 0
+        delivered = self.outbox.send(url, now=now) if url else 0
         self.last_look = time.time()
         return Look(closed, started, delivered)
 
@@ -104,7 +104,7 @@ class Watch:
     def _start_what_waits(self, now: datetime) -> list[dict[str, Any]]:
         started = []
         for order in self._orders.unfinished():
-            if self._desk.database.closure(order.batch_id) is None:
+            if self._desk.database.closure(order.batch_id) is None or self._still_runs(order, now):
                 continue
             attempt = self._orders.start(order.order_id, self._name, now=now)
             if attempt is None:
@@ -113,6 +113,18 @@ class Watch:
                 about = {"order": order.order_id, "model": order.model, "version": order.version, "attempt": attempt}
                 started.append(about)
         return started
+
+    def _still_runs(self, order: ReleaseOrder, now: datetime) -> bool:
+        """Whether a run whose time is up is alive all the same; its time is then renewed."""
+        state = self._orders.state(order.order_id)
+        if state.status != "running" or not state.may_start(now) or not isinstance(self._start, TellsOfRuns):
+            return False
+        try:
+            alive = self._start.is_running(state.holder)
+        except Exception:  # who cannot be asked cannot start another one either; the next look asks again
+            _logger.exception("It cannot be told whether the release run %s is going on.", state.holder)
+            return True
+        return alive and self._orders.renew(order.order_id, state.attempt, now=now)
 
     def _started(self, order: ReleaseOrder, attempt: int, now: datetime) -> bool:
         assert self._start is not None

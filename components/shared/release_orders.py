@@ -1,11 +1,12 @@
 """Release orders: which version waits for which batch of evidence, and the one run that the batch's end starts.
 
-    the gate holds for evidence > order > the batch closes > started (attempt 1) > begun > ended
+    the gate holds for evidence > order > the batch closes > started (attempt 1) > begun (> renewed ...) > ended
                                                              `- never begun, or begun and lost, or failed -> attempt 2
 
 An order is started at least once and run exactly once. Whoever starts a run adds `started` first; the run adds `begun`
 before it does anything, and is refused unless its attempt is the latest and nobody else has begun it. A start that
-came twice, or too late, therefore runs nothing. What died on the way is started again when its time is up.
+came twice, or too late, therefore runs nothing. What died on the way is started again when its time is up; what lives
+longer renews its time: a run on this machine by itself, one on a cluster because the cluster, when asked, says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from sqlalchemy import Connection, Engine, select
 
@@ -31,6 +32,7 @@ __all__ = [
     "ReleaseOrders",
     "RunState",
     "StartRun",
+    "TellsOfRuns",
     "make_order",
     "open_orders",
 ]
@@ -41,12 +43,18 @@ MAX_ATTEMPTS = 5
 _START_LEASE = timedelta(minutes=10)
 """Until then a run that was started must have begun."""
 _RUN_LEASE = timedelta(hours=2)
-"""Until then a run that has begun must have ended: its steps take minutes, but a cluster may let them wait."""
+"""Until then a run that has begun must have ended, or been seen alive: a cluster may let its steps wait for hours."""
 _FIRST_PAUSE = timedelta(minutes=1)
 
 Mode = Literal["candidate", "live"]
 Status = Literal["waiting", "started", "running", "ended", "failed"]
-_STATUS: dict[str, Status] = {"started": "started", "begun": "running", "ended": "ended", "failed": "failed"}
+_STATUS: dict[str, Status] = {
+    "started": "started",
+    "begun": "running",
+    "renewed": "running",
+    "ended": "ended",
+    "failed": "failed",
+}
 
 
 class OrderTakenError(PlumblineError):
@@ -101,7 +109,7 @@ class RunState:
         status: `waiting`: never started.
         attempt: The latest one; 0 before the first.
         holder: Who started or runs it.
-        at: Since when (UTC, ISO 8601).
+        at: Since when, or when it was last seen alive (UTC, ISO 8601).
         expires_at: When it is taken for dead, or may be tried again.
         number: Of its next row.
         done: An attempt has ended well: nothing starts it again but a person.
@@ -131,6 +139,15 @@ class StartRun(Protocol):
     """Starts the release run of an order, wherever runs run, and returns without waiting for it."""
 
     def __call__(self, order: ReleaseOrder, attempt: int) -> None: ...
+
+
+@runtime_checkable
+class TellsOfRuns(Protocol):
+    """A starter that can be asked after the runs that it started."""
+
+    def is_running(self, holder: str) -> bool:
+        """Whether a run, by the name under which it holds its order, is still going on or waiting to."""
+        ...
 
 
 def make_order(
@@ -168,13 +185,17 @@ class ReleaseOrders:
 
     def record(self, order: ReleaseOrder) -> None:
         """Keeps an order; the same one again changes nothing, and one whose artifacts moved becomes a new revision."""
+        while not self._record_once(order):  # another gate was faster: is it the same order, or one more revision?
+            pass
+
+    def _record_once(self, order: ReleaseOrder) -> bool:
         with self._engine.connect().execution_options(write=True) as connection, connection.begin():
             known = _orders(connection, RELEASE_ORDERS.c.order_id == order.order_id)
             if known and known[-1] == order:
-                return
+                return True
             query = select(RELEASE_ORDERS.c.revision).where(RELEASE_ORDERS.c.order_id == order.order_id)
             revision = max(connection.execute(query).scalars(), default=-1) + 1
-            add_if_new(connection, RELEASE_ORDERS, _order_row(order, revision))
+            return add_if_new(connection, RELEASE_ORDERS, _order_row(order, revision))
 
     def all(self) -> list[ReleaseOrder]:
         """Every order, oldest first."""
@@ -264,6 +285,25 @@ class ReleaseOrders:
                     where=f"release order {order_id}",
                     hint="Nothing is wrong: a run that was started twice runs once.",
                 )
+
+    def renew(self, order_id: str, attempt: int, *, now: datetime | None = None) -> bool:
+        """The run is seen alive: its time begins anew.
+
+        Args:
+            order_id: The order.
+            attempt: What the run was started as.
+            now: The time; UTC.
+
+        Returns:
+            Whether that attempt is running still; False: nothing was renewed.
+        """
+        moment = now or datetime.now(UTC)
+        with self._engine.connect().execution_options(write=True) as connection, connection.begin():
+            state = _state(connection, order_id)
+            if (state.status, state.attempt) != ("running", attempt):
+                return False
+            row = _run_row(order_id, state.number, "renewed", attempt, state.holder, moment, _RUN_LEASE)
+            return add_if_new(connection, RELEASE_RUNS, row)
 
     def end(
         self, order_id: str, attempt: int, holder: str, *, failed: bool, problem: str = "", now: datetime | None = None

@@ -17,9 +17,9 @@ import pytest
 from components.review.settings import KfpTrigger, ReleaseTrigger
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import write_json
-from components.shared.release_orders import ReleaseOrder, make_order
+from components.shared.release_orders import ReleaseOrder, make_order, open_orders
 from pipelines.checkpoint import checkpoint_arguments
-from pipelines.release_runs import CommandStart, KfpStart, _inherited, make_start
+from pipelines.release_runs import CommandStart, KfpStart, _inherited, _kept_alive, make_start
 from pipelines.settings import load_run_settings
 from pipelines.workspace import RunFolder, Workspace
 
@@ -72,6 +72,7 @@ class _Api:
     def __init__(self) -> None:
         self.pipelines = {"plumbline-release": "p1", "plumbline-release-live": "p2"}
         self.runs: list[dict[str, Any]] = []
+        self.states: dict[str, str] = {}
         self.status = 200
 
     def answer(self, method: str, path: str, query: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +85,8 @@ class _Api:
                 return {"pipeline_versions": [{"pipeline_id": pipeline, "pipeline_version_id": f"{pipeline}-newest"}]}
             case ("GET", ["experiments"]):
                 return {"experiments": [{"experiment_id": "e1", "display_name": "plumbline"}]}
+            case ("GET", ["runs", run_id]):
+                return {"run_id": run_id, "display_name": run_id, "state": self.states[run_id]}
             case ("POST", ["runs"]):
                 self.runs.append(body)
                 return {"run_id": "run-1", **body}
@@ -163,6 +166,31 @@ def test_an_api_that_fails_is_an_error_that_the_watch_understands(api: tuple[str
         _start(host)(_make_order(), 1)
     with pytest.raises(PlumblineError, match="cannot be reached"):
         _start("http://127.0.0.1:9")(_make_order(), 1)
+
+
+@pytest.mark.parametrize(
+    ("state", "alive"), [("PENDING", True), ("RUNNING", True), ("SUCCEEDED", False), ("FAILED", False), (None, False)]
+)
+def test_the_cluster_is_asked_whether_a_run_is_going_on(api: tuple[str, _Api], state: str | None, alive: bool) -> None:
+    host, fake = api
+    fake.states = {"run-1": state} if state else {}
+    assert _start(host).is_running("run-1") is alive
+
+
+def test_a_run_on_this_machine_renews_its_time_while_its_process_lives(tmp_path: Path) -> None:
+    root, order = Workspace(tmp_path), _make_order()
+    with root.services():
+        orders = open_orders()
+    orders.record(order)
+    orders.start(order.order_id, "service")
+    orders.begin(order.order_id, 1, "run")
+    begun = orders.state(order.order_id)
+    with _kept_alive(root, order, 1, every_seconds=0.05):
+        for _ in range(200):
+            if orders.state(order.order_id).number > begun.number:
+                break
+            time.sleep(0.05)
+    assert (orders.state(order.order_id).expires_at or "") > (begun.expires_at or "")
 
 
 def test_the_checkpoint_that_a_release_run_offers_can_be_taken_from_that_run(tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ def test_at_the_deadline_the_batch_closes_with_what_it_has_and_the_run_starts(da
     assert "of demo version 3" in notice.body["text"]
 
 
+def test_a_batch_whose_votes_are_all_in_when_the_deadline_comes_is_complete_and_not_overdue(
+    database: EvidenceDatabase,
+) -> None:
+    batch_id = open_batch(database, n_pairs=2, deadline_hours=0.01, undo_minutes=60.0)
+    _order(database, batch_id)
+    just_now = datetime.now(UTC).isoformat(timespec="microseconds")
+    database.add_judgements([make_judgement(f"item-{number}", created_at=just_now) for number in range(2)])
+    watch = _watch(database, _Starts())
+    assert watch.look(now=datetime.now(UTC) + timedelta(seconds=10)).closed == [], "the last answer may be undone"
+    assert watch.look(now=datetime.now(UTC) + timedelta(minutes=1)).closed == [batch_id]
+    (notice,) = watch.outbox.undelivered()
+    assert notice.kind == "evidence_complete"
+
+
 def test_the_stopping_rule_closes_a_batch_that_is_decided_and_only_where_it_is_asked_for(
     database: EvidenceDatabase,
 ) -> None:
@@ -126,6 +140,34 @@ def test_a_batch_that_a_manager_closes_starts_its_run_too(database: EvidenceData
     starts = _Starts()
     _watch(database, starts).look()
     assert starts.attempts == [1]
+
+
+class _Cluster(_Starts):
+    """Starts runs, and says which of them it still knows to be going on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: set[str] | None = set()
+
+    def is_running(self, holder: str) -> bool:
+        if self.running is None:
+            raise PlumblineError("the API does not answer.")
+        return holder in self.running
+
+
+def test_a_run_that_the_cluster_lets_wait_for_hours_is_not_started_twice(database: EvidenceDatabase) -> None:
+    order, cluster, now = _order(database, open_batch(database, n_pairs=1)), _Cluster(), datetime.now(UTC)
+    _vote(database, 0)
+    watch, orders = _watch(database, cluster), ReleaseOrders(database.engine)
+    watch.look(now=now)
+    orders.begin(order.order_id, 1, "kfp-run", now=now)
+    cluster.running = {"kfp-run"}
+    for hours in (3, 6, 9):
+        assert watch.look(now=now + timedelta(hours=hours)).started == []
+    cluster.running = None
+    assert watch.look(now=now + timedelta(hours=12)).started == []
+    cluster.running = set()
+    assert [one["attempt"] for one in watch.look(now=now + timedelta(hours=12)).started] == [2]
 
 
 def test_an_order_that_comes_after_its_batch_has_closed_is_not_forgotten(database: EvidenceDatabase) -> None:

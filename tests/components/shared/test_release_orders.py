@@ -16,8 +16,10 @@ from components.shared.release_orders import (
     OrderTakenError,
     ReleaseOrder,
     ReleaseOrders,
+    _order_row,
     make_order,
 )
+from components.shared.release_tables import add_if_new
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(hours=2)
@@ -102,6 +104,46 @@ def test_a_run_that_was_lost_is_started_again(orders: ReleaseOrders, order: str)
     orders.begin(order, 1, "killed half-way", now=NOW)
     assert orders.start(order, "service", now=NOW + timedelta(minutes=119)) is None
     assert orders.start(order, "service", now=NOW + timedelta(minutes=121)) == 2
+
+
+def test_a_run_that_is_seen_alive_is_not_started_again_however_long_it_takes(orders: ReleaseOrders, order: str) -> None:
+    orders.start(order, "service", now=NOW)
+    orders.begin(order, 1, "slow", now=NOW)
+    for hours in range(1, 9):
+        now = NOW + timedelta(hours=hours)
+        assert orders.renew(order, 1, now=now)
+        assert orders.start(order, "service", now=now + timedelta(minutes=119)) is None
+    assert orders.state(order).holder == "slow"
+    assert orders.end(order, 1, "slow", failed=False, now=now + timedelta(hours=1))
+
+
+def test_only_the_attempt_that_runs_is_renewed(orders: ReleaseOrders, order: str) -> None:
+    assert not orders.renew(order, 0, now=NOW)
+    orders.start(order, "service", now=NOW)
+    assert not orders.renew(order, 1, now=NOW)
+    orders.begin(order, 1, "run", now=NOW)
+    assert not orders.renew(order, 2, now=NOW)
+    orders.start(order, "service", now=NOW + timedelta(minutes=121))
+    assert not orders.renew(order, 1, now=NOW + timedelta(minutes=122)), "it was lost, and another one is on its way"
+
+
+def test_an_order_whose_row_another_writer_was_faster_to_add_is_recorded_all_the_same(
+    orders: ReleaseOrders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = (_make_order(artifacts={"evaluation": {"uri": uri, "digest": "d"}}) for uri in ("/mine", "/theirs"))
+    calls: list[int] = []
+
+    def overtaken(connection: Any, table: Any, row: Any) -> bool:
+        calls.append(row["revision"])
+        if len(calls) == 1:  # what a writer does that commits between our reading and our insert
+            values = {**row, "content": _order_row(theirs, 0)["content"]}
+            return add_if_new(connection, table, values) and False
+        return add_if_new(connection, table, row)
+
+    monkeypatch.setattr("components.shared.release_orders.add_if_new", overtaken)
+    orders.record(mine)
+    assert calls == [0, 1]
+    assert orders.all() == [mine]
 
 
 def test_a_start_that_comes_late_or_twice_runs_nothing(orders: ReleaseOrders, order: str) -> None:
