@@ -170,6 +170,7 @@ def _waiting() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             "created_at": notice.created_at,
             "attempts": notice.attempts,
             "problem": notice.problem,
+            "given_up": notice.given_up,
         }
         for notice in open_outbox().undelivered()
     ]

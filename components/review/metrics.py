@@ -116,8 +116,12 @@ class _Watched(Collector):
             "When the service last looked for batches that have ended; 0: never.",
             value=self._watch.last_look,
         )
+        waiting = self._watch.outbox.undelivered()
         yield GaugeMetricFamily(
-            "plumbline_review_notices_undelivered",
-            "Notices that no receiver has confirmed.",
-            value=len(self._watch.outbox.undelivered()),
+            "plumbline_review_notices_undelivered", "Notices that no receiver has confirmed.", value=len(waiting)
+        )
+        yield GaugeMetricFamily(
+            "plumbline_review_notices_given_up",
+            "Notices that are not tried again unless somebody asks for it.",
+            value=sum(notice.given_up for notice in waiting),
         )

@@ -2,6 +2,10 @@
 
     write_notice(connection, notice)      with the event: both are there, or neither
     Outbox(engine).send(url)              what is due; what fails waits for twice as long, an hour at most
+    Outbox(engine).send_again()           what was given up is due again
+
+A receiver that refuses five times over (any 4xx but 408 and 429, a redirect), or fails for four days, will not come
+round by itself: the notice is given up. It stays, is shown wherever somebody looks, and waits for `send_again`.
 
 A notice's id derives from its event and is the same in every delivery, so that the receiver can drop repeats. The body
 is what Slack and its likes understand: `text`; the rest is for programs.
@@ -12,10 +16,11 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,6 +28,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Engine, select
 
+from components.shared.errors import InputError
 from components.shared.ledger_table import database_url, open_engine
 from components.shared.release_tables import NOTICE_ATTEMPTS, NOTICES, add_if_new, create_release_tables
 
@@ -35,8 +41,12 @@ _FIRST_PAUSE = timedelta(seconds=5)
 _LONGEST_PAUSE = timedelta(hours=1)
 _CLAIM = timedelta(seconds=60)
 """How long a sender that began is believed to be still at it."""
+_MOST_TRIES = 100
+"""Ten that come ever slower and ninety hours of one an hour: longer than a long weekend."""
+_MOST_REFUSALS = 5
+"""More than one: what answers 404 while it is being deployed takes the next."""
 
-_SENDING, _DELIVERED, _FAILED = "sending", "delivered", "failed"
+_SENDING, _DELIVERED, _FAILED, _REFUSED, _AGAIN = "sending", "delivered", "failed", "refused", "again"
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +58,7 @@ class Notice:
     Attributes:
         id: Derived from the event, so that the same event is never two notices.
         kind: `approval_needed`, `promoted`, `rolled_back`, `gate_error`, `evidence_complete`, `evidence_overdue`,
-            `release_run_failed`, `run_ended`.
+            `release_run_failed`, `review_key_replaced`, `run_ended`.
         text: In words.
         details: Further fields of the body.
     """
@@ -76,6 +86,7 @@ class Undelivered:
         problem: What went wrong last; None before the first try.
         due_at: Before this, it is not tried again.
         number: Of its next row.
+        given_up: It is not tried again unless somebody asks for it.
     """
 
     id: str
@@ -86,6 +97,7 @@ class Undelivered:
     problem: str | None
     due_at: datetime
     number: int
+    given_up: bool = False
 
 
 def write_notice(connection: Connection, notice: Notice) -> bool:
@@ -138,7 +150,7 @@ class Outbox:
 
         Args:
             url: The webhook; an `http` or `https` address. It may hold a secret and is never logged.
-            now: The time; UTC.
+            now: The time at which it begins; UTC.
 
         Returns:
             How many were delivered.
@@ -146,16 +158,41 @@ class Outbox:
         if not is_http(url):
             _logger.error("No notice was sent: %s is not an http or https address.", WEBHOOK_VARIABLE)
             return 0
-        moment = now or datetime.now(UTC)
-        due = [notice for notice in self.undelivered() if notice.due_at <= moment]
-        return sum(self._send(notice, url, moment) for notice in due)
+        began, started = now or datetime.now(UTC), time.monotonic()
 
-    def _send(self, notice: Undelivered, url: str, now: datetime) -> bool:
+        def clock() -> datetime:  # a receiver that is slow must not age the claims of those that come after
+            return began + timedelta(seconds=time.monotonic() - started)
+
+        due = [notice for notice in self.undelivered() if notice.due_at <= began and not notice.given_up]
+        return sum(self._send(notice, url, clock) for notice in due)
+
+    def send_again(self, notice_id: str | None = None) -> list[str]:
+        """Makes what was given up due again, as if it had never been tried.
+
+        Args:
+            notice_id: One of them; None: all.
+
+        Returns:
+            The notices' ids.
+
+        Raises:
+            InputError: There is no such notice, or it was not given up.
+        """
+        waiting = {notice.id: notice for notice in self.undelivered() if notice.given_up}
+        if notice_id is not None and notice_id not in waiting:
+            known = ", ".join(waiting) or "none"
+            raise InputError("is no notice that was given up.", where=notice_id, hint=f"Given up: {known}.")
+        chosen = [waiting[notice_id]] if notice_id else list(waiting.values())
+        now = datetime.now(UTC)
+        return [notice.id for notice in chosen if self._note(notice, notice.number, _AGAIN, None, now)]
+
+    def _send(self, notice: Undelivered, url: str, clock: Callable[[], datetime]) -> bool:
         """One try. It is claimed first: of several senders one tries, unless it dies on the way."""
-        if not self._note(notice, notice.number, _SENDING, None, now):
+        if not self._note(notice, notice.number, _SENDING, None, clock()):
             return False
-        problem, _ = post(notice.body, url)
-        self._note(notice, notice.number + 1, _FAILED if problem else _DELIVERED, problem, now)
+        problem, final = post(notice.body, url)
+        outcome = _DELIVERED if problem is None else _REFUSED if final else _FAILED
+        self._note(notice, notice.number + 1, outcome, problem, clock())
         if problem:
             _logger.warning("Notice %s was not delivered (try %d): %s", notice.id, notice.attempts + 1, problem)
         return problem is None
@@ -175,7 +212,7 @@ def post(body: Mapping[str, Any], url: str) -> tuple[str | None, bool]:
         method="POST",
     )
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
+        with _OPENER.open(request, timeout=_TIMEOUT_SECONDS):
             return None, False
     except urllib.error.HTTPError as error:
         with error:
@@ -188,6 +225,16 @@ def post(body: Mapping[str, Any], url: str) -> tuple[str | None, bool]:
         return "the address is malformed", True
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: urllib would follow it with an empty GET, and take a login page for a receipt."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
+
+
 def is_http(url: str) -> bool:
     """Whether an address is one that a notice can be sent to."""
     try:
@@ -197,21 +244,23 @@ def is_http(url: str) -> bool:
 
 
 def _undelivered(row: Any, tried: list[Any]) -> Undelivered:
-    failed = [attempt for attempt in tried if attempt.outcome == _FAILED]
-    begun = sum(attempt.outcome == _SENDING for attempt in tried)
+    asked_for = max((place + 1 for place, attempt in enumerate(tried) if attempt.outcome == _AGAIN), default=0)
+    mine = tried[asked_for:]
+    begun, refusals = (sum(attempt.outcome == outcome for attempt in mine) for outcome in (_SENDING, _REFUSED))
     due_at = datetime.min.replace(tzinfo=UTC)
-    if tried:
+    if mine:
         pause = min(_FIRST_PAUSE * 2 ** min(begun - 1, 20), _LONGEST_PAUSE)
-        due_at = datetime.fromisoformat(tried[-1].at) + (_CLAIM if tried[-1].outcome == _SENDING else pause)
+        due_at = datetime.fromisoformat(mine[-1].at) + (_CLAIM if mine[-1].outcome == _SENDING else pause)
     return Undelivered(
         id=row["notice_id"],
         kind=row["kind"],
         body=json.loads(row["body"]),
         created_at=row["created_at"],
         attempts=begun,
-        problem=failed[-1].problem if failed else None,
+        problem=next((attempt.problem for attempt in reversed(tried) if attempt.problem), None),
         due_at=due_at,
         number=tried[-1].number + 1 if tried else 0,
+        given_up=begun >= _MOST_TRIES or refusals >= _MOST_REFUSALS,
     )
 
 

@@ -2,6 +2,7 @@
 
     notices 1-n notice_attempts          what people are to be told, and each try to tell them
     release_orders 1-n release_runs      what waits for evidence, and each step of the run that its evidence starts
+    review_keys                          the key of the review service, and each one that took its place
 
 They lie in the database of evidence and ledger, so that a notice is written in the transaction of its event. Triggers
 refuse updates and deletions. Of two writers who add the same number to one row's history, one gets an integrity error.
@@ -15,7 +16,15 @@ from typing import Any
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Table, Text, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["NOTICES", "NOTICE_ATTEMPTS", "RELEASE_ORDERS", "RELEASE_RUNS", "add_if_new", "create_release_tables"]
+__all__ = [
+    "NOTICES",
+    "NOTICE_ATTEMPTS",
+    "RELEASE_ORDERS",
+    "RELEASE_RUNS",
+    "REVIEW_KEYS",
+    "add_if_new",
+    "create_release_tables",
+]
 
 METADATA = MetaData()
 
@@ -38,7 +47,8 @@ NOTICE_ATTEMPTS = Table(
     Column("problem", Text, nullable=True),
     Column("at", String(40), nullable=False),
 )
-"""The history of a notice's delivery: `sending`, then `delivered` or `failed`, then `sending` again."""
+"""The history of a notice's delivery: `sending`, then `delivered`, `failed` or `refused`, then `sending` again; `again`
+where somebody asked for what was given up."""
 
 RELEASE_ORDERS = Table(
     "release_orders",
@@ -66,24 +76,35 @@ RELEASE_RUNS = Table(
     Column("expires_at", String(40), nullable=True),
     Column("details", Text, nullable=False),
 )
-"""The history of an order: `started`, `begun`, then `ended` or `failed`; see `release_orders`."""
+"""The history of an order: `started`, `begun`, perhaps `renewed`, then `ended` or `failed`; see `release_orders`."""
 
-_TABLES = (NOTICES, NOTICE_ATTEMPTS, RELEASE_ORDERS, RELEASE_RUNS)
+REVIEW_KEYS = Table(
+    "review_keys",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("public_key", String(64), nullable=False),
+    Column("registered_by", String(255), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", String(40), nullable=False),
+)
+"""Public keys of the review service, the newest last; see `review_key`."""
+
+_TABLES = (NOTICES, NOTICE_ATTEMPTS, RELEASE_ORDERS, RELEASE_RUNS, REVIEW_KEYS)
 _INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _CREATION_LOCK = 0x706C756D63
 """Any constant: processes that create the tables in one Postgres database wait for each other on it."""
 
 
 def create_release_tables(engine: Engine) -> None:
-    """Creates the tables once; safe when several processes do it at the same time."""
-    if inspect(engine).has_table(_TABLES[-1].name):
+    """Creates those that are missing, once; safe when several processes do it at the same time."""
+    if not _missing(engine):
         return
     with engine.connect().execution_options(write=True) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})"))
-        if not inspect(connection).has_table(_TABLES[-1].name):
-            METADATA.create_all(connection, tables=list(_TABLES), checkfirst=True)
-            _guard(connection)
+        if missing := _missing(connection):  # all of them, or those that came with a later version
+            METADATA.create_all(connection, tables=missing, checkfirst=True)
+            _guard(connection, missing)
 
 
 def add_if_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
@@ -94,7 +115,12 @@ def add_if_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> 
     return added is not None
 
 
-def _guard(connection: Connection) -> None:
+def _missing(bind: Engine | Connection) -> list[Table]:
+    found = set(inspect(bind).get_table_names())
+    return [table for table in _TABLES if table.name not in found]
+
+
+def _guard(connection: Connection, tables: list[Table]) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(
             text(
@@ -102,7 +128,7 @@ def _guard(connection: Connection) -> None:
                 "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$"
             )
         )
-    for table in _TABLES:
+    for table in tables:
         if connection.dialect.name == "postgresql":
             connection.execute(
                 text(

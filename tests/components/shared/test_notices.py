@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from webhook_receiver import receive
 
+from components.shared.errors import InputError
 from components.shared.ledger_table import open_engine
 from components.shared.notices import Notice, Outbox, write_notice
 
@@ -56,7 +59,8 @@ def test_a_receiver_that_fails_first_gets_the_same_id_again(outbox: Outbox, answ
     assert [body["id"] for body in received] == ["n1", "n1"]
 
 
-def test_the_pause_doubles_to_an_hour_at_most(outbox: Outbox) -> None:
+def test_the_pause_doubles_to_an_hour_at_most(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.shared.notices.time", SimpleNamespace(monotonic=lambda: 0.0))
     outbox.add(_make_notice())
     now, pauses = NOW, []
     with receive(500) as (url, _):
@@ -67,6 +71,73 @@ def test_the_pause_doubles_to_an_hour_at_most(outbox: Outbox) -> None:
             now = waiting.due_at
     assert pauses[:4] == [5, 10, 20, 40]
     assert pauses[-1] == 3600
+
+
+def _fail_until_given_up(outbox: Outbox, url: str) -> int:
+    now, tries = NOW, 0
+    while not (waiting := outbox.undelivered()[0]).given_up:
+        tries += 1
+        assert tries < 200
+        now = max(now, waiting.due_at)
+        outbox.send(url, now=now)
+    assert outbox.send(url, now=now + timedelta(days=400)) == 0
+    return tries
+
+
+@pytest.mark.parametrize(("answer", "tries"), [(403, 5), (410, 5), (302, 5), (503, 100), (429, 100), (408, 100)])
+def test_what_is_refused_or_fails_for_days_is_given_up_and_stays(outbox: Outbox, answer: int, tries: int) -> None:
+    outbox.add(_make_notice())
+    with receive(answer) as (url, received):
+        assert _fail_until_given_up(outbox, url) == tries
+    assert len(received) == tries
+    (waiting,) = outbox.undelivered()
+    assert (waiting.given_up, waiting.problem) == (True, f"the receiver answered {answer}")
+
+
+def test_what_was_given_up_is_sent_when_somebody_asks_for_it(outbox: Outbox) -> None:
+    outbox.add(_make_notice())
+    outbox.add(_make_notice(id="n2"))
+    with receive(403) as (url, _):
+        while not all(notice.given_up for notice in outbox.undelivered()):
+            outbox.send(url, now=max(notice.due_at for notice in outbox.undelivered() if not notice.given_up))
+    with pytest.raises(InputError, match=r"Given up: n1, n2\."):
+        outbox.send_again("n3")
+    assert outbox.send_again("n2") == ["n2"]
+    with receive(403, 200) as (url, received):
+        assert outbox.send(url, now=NOW) == 0, "it is tried as if it were new"
+        assert outbox.send(url, now=NOW + timedelta(seconds=6)) == 1
+        assert outbox.send_again() == ["n1"]
+        assert outbox.send_again() == []
+        assert outbox.send(url, now=NOW) == 1
+    assert [body["id"] for body in received] == ["n2", "n2", "n1"]
+
+
+def test_a_login_page_that_a_redirect_leads_to_is_no_receipt(outbox: Outbox) -> None:
+    outbox.add(_make_notice())
+    with receive(200) as (login_page, reached), receive(302, location=login_page) as (url, _):
+        assert outbox.send(url, now=NOW) == 0
+    assert reached == []
+
+
+def test_a_slow_receiver_does_not_let_the_claims_of_later_notices_run_out(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        outbox.add(_make_notice(id=f"n{number}"))
+    passed = [0.0]
+    monkeypatch.setattr("components.shared.notices.time", SimpleNamespace(monotonic=lambda: passed[0]))
+    posted: list[str] = []
+
+    def slow(body: Mapping[str, str], url: str) -> tuple[None, bool]:
+        posted.append(body["id"])
+        passed[0] += 45.0
+        if len(posted) == 3:
+            outbox.send(url, now=NOW + timedelta(seconds=passed[0]))
+        return None, False
+
+    monkeypatch.setattr("components.shared.notices.post", slow)
+    outbox.send("http://receiver", now=NOW)
+    assert sorted(posted) == ["n0", "n1", "n2"], "another sender sends nothing that this one is at"
 
 
 def test_a_sender_that_died_on_the_way_is_succeeded(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:

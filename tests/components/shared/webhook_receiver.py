@@ -12,8 +12,12 @@ __all__ = ["receive"]
 
 
 @contextmanager
-def receive(*answers: int) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def receive(*answers: int, location: str = "/") -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Gives these status codes in turn (the last one for ever); 0 hangs up.
+
+    Args:
+        *answers: The status codes.
+        location: Where a redirect leads.
 
     Yields:
         Its address, and the bodies that it got.
@@ -26,7 +30,14 @@ def receive(*answers: int) -> Iterator[tuple[str, list[dict[str, str]]]]:
             answer = answers[min(len(received), len(answers)) - 1]
             if answer:
                 self.send_response(answer)
+                if 300 <= answer < 400:
+                    self.send_header("Location", location)
                 self.end_headers()
+
+        def do_GET(self) -> None:
+            received.append({"asked for": self.path})
+            self.send_response(200)
+            self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
             """Keeps the test's output clean."""
