@@ -10,15 +10,17 @@ prompts that the choice has not seen, and every criterion judges it. Everything 
 # pyright: reportCallIssue=false, reportArgumentType=false
 # KFP gives tasks where the signatures say values, and fills in outputs and the exit handler's status itself.
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
 from components.evaluation.component import checkpoint_candidate, evaluation
-from components.report.component import finish, report
+from components.report.component import finish
 from components.shared.settings import as_parameter
-from pipelines.release import build_release
+from pipelines.parameters import Given, make_pipeline
+from pipelines.placement import Place
+from pipelines.release import build_release, fetched, tell_in_report
 from pipelines.settings import RunSettings
 from pipelines.steps import code_version, pipeline_config, place, places
 
@@ -36,6 +38,33 @@ _ROLES = {
 }
 
 
+_MEANING = {
+    "dataset_uri": "Validated dataset of the run; its fresh prompts are used.",
+    "reward_model_uri": "Reward model that the run optimised.",
+    "heldout_reward_model_uri": "Reward model that was never optimised.",
+    "reference_uri": "SFT policy that the run trained from.",
+    "checkpoints_uri": "Checkpoints of the run.",
+    "history_uri": "Training history of the run.",
+    "step": "Training step of the checkpoint.",
+    "model_name": "Registered model.",
+    "gate_policy": "`production`, `demo`, or a policy file.",
+    "seed": "Seed of sampling and raters.",
+    "evaluation_settings": "EvaluationSettings.",
+    "human_eval_settings": "HumanEvalSettings.",
+    "champion_uri": "The live policy in the registry; empty if there is none.",
+    "champion_digest": "Its digest.",
+}
+_MUST_BE_GIVEN = {
+    **dict.fromkeys(_ROLES, str),
+    "step": int,
+    "model_name": str,
+    "gate_policy": str,
+    "seed": int,
+    "evaluation_settings": dict,
+    "human_eval_settings": dict,
+}
+
+
 def build_checkpoint_release(settings: RunSettings) -> Callable[..., Any]:
     """Makes the pipeline for an environment.
 
@@ -46,103 +75,64 @@ def build_checkpoint_release(settings: RunSettings) -> Callable[..., Any]:
         A KFP pipeline.
     """
     light, train = places(settings)
-    release = build_release(light)
-
-    @dsl.pipeline(
+    steps = _Steps(light, train, build_release(light))
+    return make_pipeline(
+        steps.run,
+        defaults={**_MUST_BE_GIVEN, "champion_uri": "", "champion_digest": ""},
+        meaning=_MEANING,
+        told="Releases a checkpoint.",
         name=PIPELINE_NAME,
         description="Judges an offered checkpoint as a candidate, on fresh prompts.",
         pipeline_config=pipeline_config(settings),
     )
-    def release_checkpoint(
-        dataset_uri: str,
-        reward_model_uri: str,
-        heldout_reward_model_uri: str,
-        reference_uri: str,
-        checkpoints_uri: str,
-        history_uri: str,
-        step: int,
-        model_name: str,
-        gate_policy: str,
-        seed: int,
-        evaluation_settings: dict,
-        human_eval_settings: dict,
-        champion_uri: str = "",
-        champion_digest: str = "",
-    ):
-        """Releases a checkpoint.
 
-        Args:
-            dataset_uri: Validated dataset of the run; its fresh prompts are used.
-            reward_model_uri: Reward model that the run optimised.
-            heldout_reward_model_uri: Reward model that was never optimised.
-            reference_uri: SFT policy that the run trained from.
-            checkpoints_uri: Checkpoints of the run.
-            history_uri: Training history of the run.
-            step: Training step of the checkpoint.
-            model_name: Registered model.
-            gate_policy: `production`, `demo`, or a policy file.
-            seed: Seed of sampling and raters.
-            evaluation_settings: EvaluationSettings.
-            human_eval_settings: HumanEvalSettings.
-            champion_uri: The live policy in the registry; empty if there is none.
-            champion_digest: Its digest.
-        """
-        ended = place(finish(model_name=model_name), light, name="finish", cache=False)
+
+class _Steps(NamedTuple):
+    """The steps, each placed inside a pipeline function."""
+
+    light: Place
+    train: Place
+    release: Callable[..., Any]
+
+    def run(self, given: Given) -> None:
+        """Places them all."""
+        ended = place(finish(model_name=given["model_name"]), self.light, name="finish", cache=False)
         with dsl.ExitHandler(ended, name="run"):
+            dataset, history = (fetched(role, given[f"{role}_uri"]) for role in ("dataset", "history"))
+            rewards = {role: fetched(role, given[f"{role}_uri"]) for role in ("reward_model", "heldout_reward_model")}
+            reference = fetched("reference", given["reference_uri"])
+            made = self._candidate(reference, given)
+            answers = self._answers(reference, made, {**rewards, "dataset": dataset}, given)
+            judged = {**rewards, "candidate": made["candidate"], "evaluation": answers}
+            about = {"model_name": given["model_name"], "seed": given["seed"]}
+            asked = {"policy": given["gate_policy"], "human_eval_settings": given["human_eval_settings"]}
+            released = self.release(**judged, dataset=dataset, history=history, **about, **asked)
+            tell_in_report(self.light, released, judged, **about)
 
-            def fetched(uri: Any, kind: type[dsl.Artifact]) -> Any:
-                return dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False).output
+    def _candidate(self, reference: Any, given: Given) -> Any:
+        """The checkpoint with whole weights, and the ones before it."""
+        made: Any = checkpoint_candidate(
+            checkpoints=fetched("checkpoints", given["checkpoints_uri"]),
+            reference=reference,
+            step=given["step"],
+            code_digest=code_version("evaluation"),
+        )
+        return place(made, self.train, name="checkpoint_candidate", cache=False).outputs
 
-            dataset, history = fetched(dataset_uri, dsl.Dataset), fetched(history_uri, dsl.Artifact)
-            reward = fetched(reward_model_uri, dsl.Model)
-            heldout_reward = fetched(heldout_reward_model_uri, dsl.Model)
-            reference = fetched(reference_uri, dsl.Model)
-            made = checkpoint_candidate(
-                checkpoints=fetched(checkpoints_uri, dsl.Artifact),
-                reference=reference,
-                step=step,
-                code_digest=code_version("evaluation"),
-            )
-            place(made, train, name="checkpoint_candidate", cache=False)
-            evaluated = evaluation(
-                reference=reference,
-                candidate=made.outputs["candidate"],
-                checkpoints=made.outputs["earlier"],
-                reward_model=reward,
-                heldout_reward_model=heldout_reward,
-                dataset=dataset,
-                champion_uri=champion_uri,
-                champion_digest=champion_digest,
-                seed=seed,
-                settings=evaluation_settings,
-                code_digest=code_version("evaluation"),
-            )
-            place(evaluated, train, name="evaluation", cache=False)
-            released = release(
-                candidate=made.outputs["candidate"],
-                evaluation=evaluated.outputs["evaluation"],
-                dataset=dataset,
-                reward_model=reward,
-                heldout_reward_model=heldout_reward,
-                history=history,
-                model_name=model_name,
-                policy=gate_policy,
-                seed=seed,
-                human_eval_settings=human_eval_settings,
-            )
-            written = report(
-                reward_model=reward,
-                heldout_reward_model=heldout_reward,
-                candidate=made.outputs["candidate"],
-                evaluation=evaluated.outputs["evaluation"],
-                evidence=released.outputs["evidence"],
-                decision=released.outputs["decision"],
-                model_name=model_name,
-                seed=seed,
-            )
-            place(written.after(released), light, name="report", cache=False)
-
-    return release_checkpoint
+    def _answers(self, reference: Any, made: Any, others: Mapping[str, Any], given: Given) -> Any:
+        """The evaluation on fresh prompts."""
+        evaluated: Any = evaluation(
+            reference=reference,
+            candidate=made["candidate"],
+            checkpoints=made["earlier"],
+            **others,
+            champion_uri=given["champion_uri"],
+            champion_digest=given["champion_digest"],
+            seed=given["seed"],
+            settings=given["evaluation_settings"],
+            code_digest=code_version("evaluation"),
+        )
+        return place(evaluated, self.train, name="evaluation", cache=False).outputs["evaluation"]
 
 
 def checkpoint_arguments(

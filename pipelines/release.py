@@ -12,7 +12,7 @@ The branches hang on the gate's booleans; exactly one of them runs.
 # pyright: reportCallIssue=false, reportArgumentType=false
 # KFP gives tasks where the signatures say values, and fills in outputs and the exit handler's status itself.
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kfp import dsl
@@ -23,6 +23,7 @@ from components.release_gate.component import keep_champion, open_release, promo
 from components.report.component import finish, report
 from components.shared.release_orders import ReleaseOrder
 from components.shared.settings import as_parameter, parse_settings
+from pipelines.parameters import Given, make_pipeline
 from pipelines.placement import Place
 from pipelines.settings import RunSettings
 from pipelines.steps import code_version, pipeline_config, place, places
@@ -34,7 +35,9 @@ __all__ = [
     "build_live_release_run",
     "build_release",
     "build_release_run",
+    "fetched",
     "release_run_arguments",
+    "tell_in_report",
 ]
 
 PIPELINE_NAMES = {"candidate": "plumbline-release", "live": "plumbline-release-live"}
@@ -148,13 +151,13 @@ def build_release_run(settings: RunSettings) -> Callable[..., Any]:
         A KFP pipeline; `release_run_arguments` gives its parameters.
     """
     light, _ = places(settings)
-    return _candidate_run(_RunSteps(light, build_release(light)), settings)
+    return _make_run(_RunSteps(light, build_release(light)), settings, "candidate", settings.human_eval)
 
 
 def build_live_release_run(settings: RunSettings) -> Callable[..., Any]:
     """Makes the same for the live model of an order that soak made."""
     light, _ = places(settings)
-    return _live_run(_RunSteps(light, build_live_judgement(light)), settings)
+    return _make_run(_RunSteps(light, build_live_judgement(light)), settings, "live", settings.soak.human_eval)
 
 
 class _RunSteps(NamedTuple):
@@ -163,156 +166,75 @@ class _RunSteps(NamedTuple):
     light: Place
     judge: Callable[..., Any]
 
-    def place(self, uris: dict[str, Any], *, digests: Any, order: Any, attempt: Any, **given: Any) -> None:
+    def place(self, roles: Sequence[str], given: Given) -> None:
         """Places them, inside a pipeline function.
 
         Args:
-            uris: Address of each artifact, by role.
-            digests: What each must have.
-            order: Release order.
-            attempt: As which attempt.
-            **given: Parameters of the judgement.
+            roles: Of the artifacts whose addresses are given.
+            given: The pipeline's parameters.
         """
-        turn = {"order": order, "attempt": attempt, "holder": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-        model_name, seed = given["model_name"], given["seed"]
-        ended = place(finish(model_name=model_name, **turn), self.light, name="finish", cache=False)
+        turn = {"order": given["order"], "attempt": given["attempt"], "holder": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+        of_judgement = {name: given[name] for name in ("model_name", "policy", "seed", "human_eval_settings")}
+        ended = place(finish(model_name=given["model_name"], **turn), self.light, name="finish", cache=False)
         with dsl.ExitHandler(ended, name="run"):
-            artifacts = {role: _fetched(role, uri) for role, uri in uris.items()}
-            opening: Any = open_release(**artifacts, digests=digests, **turn)
+            artifacts = {role: fetched(role, given[f"{role}_uri"]) for role in roles}
+            opening: Any = open_release(**artifacts, digests=given["digests"], **turn)
             opened = place(opening, self.light, name="open_release", cache=False)
-            judged = self.judge(**artifacts, **given).after(opened)
-            shown = {name: judged.outputs[name] for name in Released._fields}
-            written: Any = report(**artifacts, **shown, model_name=model_name, seed=seed)
-            place(written.after(judged), self.light, name="report", cache=False)
+            judged = self.judge(**artifacts, **of_judgement).after(opened)
+            tell_in_report(self.light, judged, artifacts, model_name=given["model_name"], seed=given["seed"])
 
 
-def _candidate_run(steps: _RunSteps, settings: RunSettings) -> Callable[..., Any]:
-    defaults = _Defaults.of(settings, settings.human_eval)
+_RUN_ROLES = {
+    "candidate": ("candidate", "evaluation", "dataset", "reward_model", "heldout_reward_model", "history"),
+    "live": ("evaluation", "dataset", "reward_model", "heldout_reward_model"),
+}
+_RUN_MEANING = {
+    "candidate_uri": "Where the candidate is.",
+    "evaluation_uri": "Where its answers are.",
+    "dataset_uri": "Where the dataset with the prompts is.",
+    "reward_model_uri": "Where the reward model is that was optimised.",
+    "heldout_reward_model_uri": "Where the one is that never was.",
+    "history_uri": "Where its training history is.",
+    "digests": "Digest that each of them must have, by role.",
+    "model_name": "Registered model.",
+    "policy": "`production`, `demo`, or a policy file.",
+    "seed": "Seed that the batch was opened with.",
+    "human_eval_settings": "HumanEvalSettings that the batch was opened with.",
+    "order": "Release order; empty for none.",
+    "attempt": "As which attempt.",
+}
+_RUN_TOLD = {
+    "candidate": (
+        "Judges a candidate again, on the evidence of people.",
+        "Judges a candidate whose batch of human evidence has closed, and promotes it if its policy allows.",
+    ),
+    "live": (
+        "Judges a live model again, on the evidence of people.",
+        "Judges a live model whose batch of human evidence has closed, and rolls it back if its policy says so.",
+    ),
+}
 
-    @dsl.pipeline(
-        name=PIPELINE_NAMES["candidate"],
-        description="Judges a candidate again, on the evidence of people.",
+
+def _make_run(steps: _RunSteps, settings: RunSettings, mode: str, human_eval: HumanEvalSettings) -> Callable[..., Any]:
+    description, told = _RUN_TOLD[mode]
+    return make_pipeline(
+        lambda given: steps.place(_RUN_ROLES[mode], given),
+        defaults={
+            **{f"{role}_uri": str for role in _RUN_ROLES[mode]},
+            "digests": dict,
+            "model_name": settings.model_name,
+            "policy": settings.release_gate.policy,
+            "seed": settings.seed,
+            "human_eval_settings": as_parameter(human_eval),
+            "order": "",
+            "attempt": 0,
+        },
+        meaning=_RUN_MEANING,
+        told=told,
+        name=PIPELINE_NAMES[mode],
+        description=description,
         pipeline_config=pipeline_config(settings),
     )
-    def release_run(
-        candidate_uri: str,
-        evaluation_uri: str,
-        dataset_uri: str,
-        reward_model_uri: str,
-        heldout_reward_model_uri: str,
-        history_uri: str,
-        digests: dict,
-        model_name: str = defaults.model_name,
-        policy: str = defaults.policy,
-        seed: int = defaults.seed,
-        human_eval_settings: dict = defaults.human_eval,
-        order: str = "",
-        attempt: int = 0,
-    ):
-        """Judges a candidate whose batch of human evidence has closed, and promotes it if its policy allows.
-
-        Args:
-            candidate_uri: Where the candidate is.
-            evaluation_uri: Where its answers are.
-            dataset_uri: Where the dataset with the prompts is.
-            reward_model_uri: Where the reward model is that was optimised.
-            heldout_reward_model_uri: Where the one is that never was.
-            history_uri: Where its training history is.
-            digests: Digest that each of them must have, by role.
-            model_name: Registered model.
-            policy: `production`, `demo`, or a policy file.
-            seed: Seed that the batch was opened with.
-            human_eval_settings: HumanEvalSettings that the batch was opened with.
-            order: Release order; empty for none.
-            attempt: As which attempt.
-        """
-        steps.place(
-            {
-                "candidate": candidate_uri,
-                "evaluation": evaluation_uri,
-                "dataset": dataset_uri,
-                "reward_model": reward_model_uri,
-                "heldout_reward_model": heldout_reward_model_uri,
-                "history": history_uri,
-            },
-            digests=digests,
-            model_name=model_name,
-            policy=policy,
-            seed=seed,
-            human_eval_settings=human_eval_settings,
-            order=order,
-            attempt=attempt,
-        )
-
-    return release_run
-
-
-def _live_run(steps: _RunSteps, settings: RunSettings) -> Callable[..., Any]:
-    defaults = _Defaults.of(settings, settings.soak.human_eval)
-
-    @dsl.pipeline(
-        name=PIPELINE_NAMES["live"],
-        description="Judges a live model again, on the evidence of people.",
-        pipeline_config=pipeline_config(settings),
-    )
-    def release_live_run(
-        evaluation_uri: str,
-        dataset_uri: str,
-        reward_model_uri: str,
-        heldout_reward_model_uri: str,
-        digests: dict,
-        model_name: str = defaults.model_name,
-        policy: str = defaults.policy,
-        seed: int = defaults.seed,
-        human_eval_settings: dict = defaults.human_eval,
-        order: str = "",
-        attempt: int = 0,
-    ):
-        """Judges a live model whose batch of human evidence has closed, and rolls it back if its policy says so.
-
-        Args:
-            evaluation_uri: Where its answers are.
-            dataset_uri: Where the dataset with the prompts is.
-            reward_model_uri: Where the reward model is that was optimised.
-            heldout_reward_model_uri: Where the one is that never was.
-            digests: Digest that each of them must have, by role.
-            model_name: Registered model.
-            policy: `production`, `demo`, or a policy file.
-            seed: Seed that the batch was opened with.
-            human_eval_settings: HumanEvalSettings that the batch was opened with.
-            order: Release order; empty for none.
-            attempt: As which attempt.
-        """
-        steps.place(
-            {
-                "evaluation": evaluation_uri,
-                "dataset": dataset_uri,
-                "reward_model": reward_model_uri,
-                "heldout_reward_model": heldout_reward_model_uri,
-            },
-            digests=digests,
-            model_name=model_name,
-            policy=policy,
-            seed=seed,
-            human_eval_settings=human_eval_settings,
-            order=order,
-            attempt=attempt,
-        )
-
-    return release_live_run
-
-
-class _Defaults(NamedTuple):
-    """Defaults of a release run's parameters."""
-
-    model_name: str
-    policy: str
-    seed: int
-    human_eval: dict[str, Any]
-
-    @classmethod
-    def of(cls, settings: RunSettings, human_eval: HumanEvalSettings) -> "_Defaults":
-        return cls(settings.model_name, settings.release_gate.policy, settings.seed, as_parameter(human_eval))
 
 
 def release_run_arguments(order: ReleaseOrder, *, attempt: int = 0) -> dict[str, Any]:
@@ -333,6 +255,31 @@ def release_run_arguments(order: ReleaseOrder, *, attempt: int = 0) -> dict[str,
         "order": order.order_id if attempt else "",
         "attempt": attempt,
     }
+
+
+def fetched(role: str, uri: Any) -> Any:
+    """An artifact of another run, by its address; inside a pipeline function.
+
+    Args:
+        role: What it is: `dataset`, `evaluation`, `history`, `checkpoints`, or a model.
+        uri: Where it is.
+    """
+    kinds = {"dataset": dsl.Dataset, **dict.fromkeys(("evaluation", "history", "checkpoints"), dsl.Artifact)}
+    return dsl.importer(artifact_uri=uri, artifact_class=kinds.get(role, dsl.Model), reimport=False).output
+
+
+def tell_in_report(light: Place, judged: Any, artifacts: Mapping[str, Any], **about: Any) -> None:
+    """Places the step that tells in a report what the judgement came to; inside a pipeline function.
+
+    Args:
+        light: What the step gets.
+        judged: The task of `build_release` or `build_live_judgement`.
+        artifacts: What else the report shows, by role.
+        **about: `model_name` and `seed`.
+    """
+    shown = {name: judged.outputs[name] for name in Released._fields}
+    written: Any = report(**artifacts, **shown, **about)
+    place(written.after(judged), light, name="report", cache=False)
 
 
 def _human_eval(light: Place, evaluation: Any, dataset: Any, seed: Any, settings: Any) -> Any:
@@ -356,8 +303,3 @@ def _decided(light: Place, gate: Any, mode: str) -> Any:
     with dsl.Else(name=move.otherwise):
         place(keep_champion(decision=decision, code_digest=code), light, name="keep_champion", cache=False)
     return decision
-
-
-def _fetched(role: str, uri: Any) -> Any:
-    kinds = {"dataset": dsl.Dataset, "evaluation": dsl.Artifact, "history": dsl.Artifact}
-    return dsl.importer(artifact_uri=uri, artifact_class=kinds.get(role, dsl.Model), reimport=False).output

@@ -15,11 +15,12 @@ from typing import Any
 from kfp import dsl
 
 from components.prerequisites.component import new_data
+from pipelines.parameters import Given, make_pipeline
 from pipelines.preference import PREFERENCE_OPTIMIZATION
 from pipelines.rlhf import PPO
 from pipelines.settings import RunSettings
 from pipelines.steps import pipeline_config, place
-from pipelines.training import MEANING, Given, Method, TrainingSteps, make_pipeline
+from pipelines.training import MEANING, Method, TrainingSteps
 
 __all__ = ["PIPELINE_NAME", "build_retraining", "retraining_arguments"]
 

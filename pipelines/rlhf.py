@@ -12,9 +12,10 @@ from typing import Any
 from kfp import dsl
 
 from components.ppo.component import ppo
+from pipelines.parameters import Given
 from pipelines.settings import RunSettings
 from pipelines.steps import code_version
-from pipelines.training import Given, Method, Ready, build_training, common_arguments, settings_argument, with_recipe
+from pipelines.training import Method, Ready, build_training, common_arguments, settings_argument, with_recipe
 
 __all__ = ["PIPELINE_NAME", "PPO", "build_rlhf", "rlhf_arguments"]
 

@@ -15,15 +15,29 @@ from kfp import dsl
 
 from components.evaluation.component import evaluation
 from components.release_gate.component import live_models
-from components.report.component import finish, report
+from components.report.component import finish
 from components.shared.settings import as_parameter
-from pipelines.release import build_live_judgement
+from pipelines.parameters import Given, make_pipeline
+from pipelines.release import build_live_judgement, fetched, tell_in_report
 from pipelines.settings import RunSettings
 from pipelines.steps import code_version, pipeline_config, place, places
 
 __all__ = ["PIPELINE_NAME", "build_soak", "soak_arguments"]
 
 PIPELINE_NAME = "plumbline-soak"
+
+_MODELS = ("dataset", "reward_model", "heldout_reward_model")
+_MEANING = {
+    "dataset_uri": "Validated dataset of the run that released the champion; its fresh prompts are used.",
+    "reward_model_uri": "Reward model that the champion was trained on.",
+    "heldout_reward_model_uri": "Reward model that was never optimised.",
+    "reference_uri": "SFT policy that KL is measured against.",
+    "model_name": "Registered model.",
+    "seed": "Seed of sampling and raters.",
+    "gate_policy": "`production`, `demo`, or a policy file.",
+    "evaluation_settings": "EvaluationSettings.",
+    "human_eval_settings": "HumanEvalSettings.",
+}
 
 
 def build_soak(settings: RunSettings) -> Callable[..., Any]:
@@ -37,83 +51,39 @@ def build_soak(settings: RunSettings) -> Callable[..., Any]:
     """
     light, train = places(settings)
     judge_live = build_live_judgement(light)
-    default = soak_arguments(settings, artifacts={})
 
-    @dsl.pipeline(
-        name=PIPELINE_NAME,
-        description="Fresh human evidence on the live champion; rolls back when it turns.",
-        pipeline_config=pipeline_config(settings),
-    )
-    def soak(
-        dataset_uri: str,
-        reward_model_uri: str,
-        heldout_reward_model_uri: str,
-        reference_uri: str,
-        model_name: str = default["model_name"],
-        seed: int = default["seed"],
-        gate_policy: str = default["gate_policy"],
-        evaluation_settings: dict = default["evaluation_settings"],
-        human_eval_settings: dict = default["human_eval_settings"],
-    ):
-        """Judges the live champion on fresh prompts.
-
-        Args:
-            dataset_uri: Validated dataset of the run that released the champion; its fresh prompts are used.
-            reward_model_uri: Reward model that the champion was trained on.
-            heldout_reward_model_uri: Reward model that was never optimised.
-            reference_uri: SFT policy that KL is measured against.
-            model_name: Registered model.
-            seed: Seed of sampling and raters.
-            gate_policy: `production`, `demo`, or a policy file.
-            evaluation_settings: EvaluationSettings.
-            human_eval_settings: HumanEvalSettings.
-        """
-        ended = place(finish(model_name=model_name), light, name="finish", cache=False)
+    def body(given: Given) -> None:
+        ended = place(finish(model_name=given["model_name"]), light, name="finish", cache=False)
         with dsl.ExitHandler(ended, name="run"):
-            live = place(live_models(model_name=model_name), light, name="live_models", cache=False)
-
-            def fetched(uri: Any, kind: type[dsl.Artifact]) -> Any:
-                return dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False).output
-
-            dataset = fetched(dataset_uri, dsl.Dataset)
-            learned_reward = fetched(reward_model_uri, dsl.Model)
-            heldout_reward = fetched(heldout_reward_model_uri, dsl.Model)
-            evaluated = evaluation(
-                dataset=dataset,
-                reward_model=learned_reward,
-                heldout_reward_model=heldout_reward,
-                kl_reference=fetched(reference_uri, dsl.Model),
+            live = place(live_models(model_name=given["model_name"]), light, name="live_models", cache=False)
+            models = {role: fetched(role, given[f"{role}_uri"]) for role in _MODELS}
+            task: Any = evaluation(
+                **models,
+                kl_reference=fetched("reference", given["reference_uri"]),
                 candidate_uri=live.outputs["live_uri"],
                 candidate_digest=live.outputs["live_digest"],
                 reference_uri=live.outputs["predecessor_uri"],
                 reference_digest=live.outputs["predecessor_digest"],
-                seed=seed,
-                settings=evaluation_settings,
+                seed=given["seed"],
+                settings=given["evaluation_settings"],
                 code_digest=code_version("evaluation"),
             )
-            place(evaluated, train, name="evaluation", cache=False)
-            judged = judge_live(
-                evaluation=evaluated.outputs["evaluation"],
-                dataset=dataset,
-                reward_model=learned_reward,
-                heldout_reward_model=heldout_reward,
-                model_name=model_name,
-                policy=gate_policy,
-                seed=seed,
-                human_eval_settings=human_eval_settings,
-            )
-            written = report(
-                reward_model=learned_reward,
-                heldout_reward_model=heldout_reward,
-                evaluation=evaluated.outputs["evaluation"],
-                evidence=judged.outputs["evidence"],
-                decision=judged.outputs["decision"],
-                model_name=model_name,
-                seed=seed,
-            )
-            place(written.after(judged), light, name="report", cache=False)
+            answers = place(task, train, name="evaluation", cache=False).outputs["evaluation"]
+            about = {"model_name": given["model_name"], "seed": given["seed"]}
+            asked = {"policy": given["gate_policy"], "human_eval_settings": given["human_eval_settings"]}
+            judged = judge_live(**models, evaluation=answers, **about, **asked)
+            rewards = {role: model for role, model in models.items() if role != "dataset"}
+            tell_in_report(light, judged, {**rewards, "evaluation": answers}, **about)
 
-    return soak
+    return make_pipeline(
+        body,
+        defaults={**{f"{role}_uri": str for role in (*_MODELS, "reference")}, **soak_arguments(settings, artifacts={})},
+        meaning=_MEANING,
+        told="Judges the live champion on fresh prompts.",
+        name=PIPELINE_NAME,
+        description="Fresh human evidence on the live champion; rolls back when it turns.",
+        pipeline_config=pipeline_config(settings),
+    )
 
 
 def soak_arguments(settings: RunSettings, *, artifacts: dict[str, str]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ happened.
 # pyright: reportCallIssue=false, reportArgumentType=false
 # KFP gives tasks where the signatures say values, and fills in outputs and the exit handler's status itself.
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ from components.report.component import finish, report
 from components.reward_model.component import reward_model, reward_model_check
 from components.sft.component import sft
 from components.shared.settings import as_parameter
+from pipelines.parameters import Given, make_pipeline
 from pipelines.placement import Place
 from pipelines.recipe import recipe_of
 from pipelines.release import build_release
@@ -34,13 +34,11 @@ from pipelines.steps import code_version, pipeline_config, place, places
 
 __all__ = [
     "MEANING",
-    "Given",
     "Method",
     "Ready",
     "TrainingSteps",
     "build_training",
     "common_arguments",
-    "make_pipeline",
     "settings_argument",
     "with_recipe",
 ]
@@ -85,10 +83,6 @@ class Ready:
     pairs: Any
     seed: Any
     reward_digest: Any
-
-
-Given = Mapping[str, Any]
-"""The pipeline's parameters by name, as KFP hands them to the pipeline function."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +145,7 @@ class TrainingSteps:
             plug_ins=given["plug_ins"],
             reward_rules=given.get("reward_rules", []),
             reward_models=given.get("reward_models", []),
+            human_eval_settings=given["human_eval_settings"],
             settings=given["prerequisites_settings"],
             recipe=given["recipe"],
         )
@@ -312,32 +307,6 @@ def build_training(method: Method, settings: RunSettings, *, name: str, descript
         description=description,
         pipeline_config=pipeline_config(settings),
     )
-
-
-def make_pipeline(
-    body: Callable[[Given], None], *, defaults: Given, meaning: Mapping[str, str], told: str, **options: Any
-) -> Any:
-    """Makes a KFP pipeline whose parameters are a mapping's: KFP reads them from the function's signature.
-
-    Args:
-        body: Places the tasks, given the parameters by name.
-        defaults: The parameters, in order, with their defaults, whose types they have.
-        meaning: What each means; KFP's UI shows it.
-        told: What the pipeline does.
-        **options: Of `dsl.pipeline`.
-    """
-
-    def pipeline(*values: Any) -> None:
-        body(dict(zip(defaults, values, strict=True)))
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [
-        inspect.Parameter(name, kind, default=value, annotation=type(value)) for name, value in defaults.items()
-    ]
-    helped = "\n".join(f"    {name}: {meaning[name]}" for name in defaults)
-    vars(pipeline)["__signature__"] = inspect.Signature(parameters)
-    pipeline.__doc__ = f"{told}\n\nArgs:\n{helped}\n"
-    return dsl.pipeline(pipeline, **options)
 
 
 def common_arguments(settings: RunSettings) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from components.shared.artifact_sources import artifact_digest
 from components.shared.checkpoint_storage import check_checkpoint_storage, scratch_root
 from components.shared.errors import InputError, PlumblineError
+from components.shared.files import read_jsonl
 from components.shared.hub_models import split_revision
+from components.shared.locations import HubDataset, open_location
 from components.shared.plugins import load_attribute
 from components.shared.storage import is_object_storage, open_storage
 
@@ -20,6 +22,7 @@ __all__ = [
     "check_data",
     "check_database",
     "check_disk",
+    "check_gold_items",
     "check_gpu",
     "check_ledger_anchor",
     "check_plug_in",
@@ -49,6 +52,30 @@ def check_data(name: str, uri: str) -> str:
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"the {name} folder is empty.", where=uri)
     return f"{name}: {uri}"
+
+
+def check_gold_items(uri: str, needed: int) -> str:
+    """The items by which raters are checked can be read, and there are as many as make a vote count.
+
+    Args:
+        uri: JSON lines; a file, a folder or `s3://...`.
+        needed: How many a rater must have judged.
+
+    Raises:
+        InputError: They are not there, a row lacks something, or there are too few.
+    """
+    with open_location(uri) as found:
+        if isinstance(found, HubDataset) or any(file.path.suffix == ".parquet" for file in found):
+            raise InputError("gold items are JSON lines.", where=uri, hint="Fields: id, prompt, slice, better, worse.")
+        rows = [(file.path, number, row) for file in found for number, row in enumerate(read_jsonl(file.path), 1)]
+    for path, number, row in rows:
+        missing = [name for name in ("id", "prompt", "better", "worse") if not row.get(name)]
+        if missing:
+            raise InputError(f"the gold item has no {', '.join(missing)}.", where=f"{path.name} line {number}, {uri}")
+    if len(rows) < needed:
+        hint = "Add some, or lower human_eval.gold_min_count."
+        raise InputError(f"{len(rows)} gold items, {needed} needed: no vote could ever count.", where=uri, hint=hint)
+    return f"gold items: {len(rows)} in {uri}"
 
 
 def check_base_model(base_model: str) -> str:

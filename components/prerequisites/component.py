@@ -21,6 +21,7 @@ def prerequisites(
     reward_rules: list = [],  # noqa: B006 - KFP reads the default, nothing writes to it
     reward_models: list = [],  # noqa: B006
     recipe: dict = {},  # noqa: B006
+    human_eval_settings: dict = {},  # noqa: B006
 ) -> NamedTuple(
     "Outputs",
     [
@@ -48,6 +49,7 @@ def prerequisites(
         reward_rules: `module:function` names of rules that PPO is paid by.
         reward_models: Addresses of reward models that PPO is paid by, beside the one that the run trains.
         recipe: Digest of each setting, of code and images, by name: a retraining run compares them.
+        human_eval_settings: HumanEvalSettings; the items by which raters are checked must be there.
 
     Returns:
         Version, digest and URI of the champion, empty when there is none yet; the base model, on the hub by its commit,
@@ -68,6 +70,7 @@ def prerequisites(
         reward_rules=reward_rules,
         reward_models=reward_models,
         recipe=recipe,
+        human_eval=human_eval_settings,
         settings=settings,
     )
     return namedtuple("Outputs", list(found))(**found)

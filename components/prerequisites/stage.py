@@ -10,12 +10,14 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from components.prerequisites.checks import (
     check_base_model,
     check_checkpoints,
     check_data,
     check_database,
+    check_gold_items,
     check_gpu,
     check_ledger_anchor,
     check_plug_in,
@@ -49,6 +51,7 @@ def run(
     reward_rules: Sequence[str] = (),
     reward_models: Sequence[str] = (),
     recipe: Mapping[str, str] | None = None,
+    human_eval: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Checks everything, then pins what later steps depend on.
 
@@ -61,6 +64,7 @@ def run(
         reward_rules: `module:function` names of rules that PPO is paid by.
         reward_models: Addresses of reward models that PPO is paid by, beside the one that the run trains.
         recipe: Digest of each setting, of code and images, by name: retraining compares them.
+        human_eval: HumanEvalSettings; the items by which raters are checked are looked at.
 
     Returns:
         `champion_version`, `champion_digest`, `champion_uri` (empty when there is none yet), `base_model` (a hub
@@ -82,6 +86,7 @@ def run(
             partial(check_gpu, parsed.require_gpu),
             *(partial(check_plug_in, reference) for reference in (*plug_ins, *reward_rules)),
             *(partial(check_reward_model, uri) for uri in reward_models),
+            *_gold_items(human_eval or {}),
             check_tracking,
             check_database,
             check_ledger_anchor,
@@ -103,6 +108,11 @@ def run(
             "plug_in_digest": plug_in_digest(plug_ins),
             "reward_digest": _reward_digest(reward_rules, reward_models),
         }
+
+
+def _gold_items(human_eval: Mapping[str, Any]) -> list[Callable[[], str]]:
+    uri, used = human_eval.get("gold_data"), human_eval.get("gold_items")
+    return [partial(check_gold_items, str(uri), int(human_eval["gold_min_count"]))] if uri and used else []
 
 
 def _reward_digest(rules: Sequence[str], models: Sequence[str]) -> str:

@@ -187,7 +187,11 @@ class StageRun:
         except MlflowException as error:
             if error.error_code != _REFUSED:
                 raise
-            logger.warning("MLflow: refused %s, which are dropped: %s", kind, error)
+            if len(part) > 1:  # the whole batch is refused for one row
+                for row in part:
+                    self._log(kind, [row])
+                return
+            logger.warning("MLflow: refused %s, which is dropped from its %s: %s", part[0].key, kind, error)
 
     def _is_due(self) -> bool:
         """Whether to ask the server now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,34 @@ def test_every_fault_is_told_at_once(services: None, tmp_path: Path, monkeypatch
         run(**inputs)
     for said in ("no such sft file", "cannot import 'no.such.module'", "PLUMBLINE_LEDGER_ANCHOR"):
         assert said in str(caught.value)
+
+
+_GOLD = {"id": "g", "prompt": "Is it safe?", "better": "No.", "worse": "Yes."}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (None, "gold.jsonl"),
+        ([_GOLD], "1 gold items, 2 needed: no vote could ever count"),
+        ([_GOLD, {**_GOLD, "worse": ""}], "gold.jsonl line 2.*has no worse"),
+    ],
+)
+def test_items_that_check_raters_are_looked_at_before_anybody_trains(
+    services: None, tmp_path: Path, rows: list[dict[str, str]] | None, said: str
+) -> None:
+    gold = tmp_path / "gold.jsonl"
+    if rows is not None:
+        gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    human_eval = {"gold_data": str(gold), "gold_items": 20, "gold_min_count": 2}
+    inputs = _make_inputs(tmp_path, human_eval=human_eval)
+    with pytest.raises(PlumblineError, match="1 prerequisite missing") as caught:
+        run(**inputs)
+    assert re.search(said, str(caught.value))
+    gold.write_text("".join(json.dumps(row | {"id": str(n)}) + "\n" for n, row in enumerate([_GOLD, _GOLD])))
+    assert run(**inputs)
+    gold.unlink()
+    assert run(**inputs | {"human_eval": {**human_eval, "gold_items": 0}}), "no check, no items"
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PLUMBLINE_DATABASE_URL"])

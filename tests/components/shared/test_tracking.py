@@ -205,6 +205,17 @@ def test_a_run_that_could_not_be_opened_is_opened_later_and_holds_everything(
     assert (found.data.params["rank"], found.data.metrics["loss"]) == ("8", 1.0)
 
 
+def test_one_refused_parameter_of_a_hundred_costs_itself_only_and_is_named(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with stage_run("sft") as run:
+        run.log_params({"rank": 8})
+        run.log_params({**{f"before_{number}": number for number in range(40)}, "rank": 16, "after": "there"})
+    params = _runs()["sft"].data.params
+    assert (params["rank"], params["before_39"], params["after"]) == ("8", "39", "there")
+    assert "refused rank" in caplog.text
+
+
 def test_a_parameter_that_may_not_change_does_not_hold_up_what_comes_after(store: Path, mlflow_store: str) -> None:
     with stage_run("sft", settings={"rank": 8}) as run:
         run.log_params({"rank": 16})
