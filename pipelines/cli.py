@@ -32,7 +32,11 @@ _other_workspace = click.option(
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _reason = click.option("--reason", required=True, help="Why; it stands in the ledger for good.")
-_actor = click.option("--actor", default=None, help="Who acts; default: PLUMBLINE_ACTOR, else the login name.")
+_actor = click.option(
+    "--actor",
+    default=None,
+    help="Who acts; default: PLUMBLINE_ACTOR, else the login name. The ledger says beside it under which account.",
+)
 
 
 def main() -> None:
@@ -273,7 +277,8 @@ def history(model: str, workspace: str, as_json: bool) -> None:
         _print_json(entries)
         return
     columns = ["sequence", "time", "version", "event", "from_state", "to_state", "actor", "reason"]
-    _print_table(columns, [[entry[column] for column in columns] for entry in entries])
+    rows = [[*(entry[name] for name in columns), entry["details"].get("written_by")] for entry in entries]
+    _print_table([*columns, "written by"], rows)
 
 
 @cli.command()
@@ -352,9 +357,13 @@ def drill(model: str, actor: str | None, workspace: str, as_json: bool) -> None:
 @_workspace
 @_as_json
 def approve(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
-    """Approve VERSION of MODEL; with the last approval that the policy asks for, it is promoted."""
-    who = {"actor": _who(actor), "pseudonym": _pseudonym(_who(actor), workspace)}
-    result = _with_gate(workspace, lambda gate: gate.approve(model, version, **who, reason=reason))
+    """Approve VERSION of MODEL; with the last approval that the policy asks for, it is promoted.
+
+    For policies that say release.command_line_may_approve: here a name is typed and nobody is signed in, so that the
+    ledger also says under which account, and an account is one person. Production wants the release's page.
+    """
+    key = _review_key(workspace)
+    result = _with_gate(workspace, lambda gate: gate.approve(model, version, actor=_who(actor), reason=reason, key=key))
     _tell(result, as_json)
 
 
@@ -481,6 +490,28 @@ def migrate(wait_seconds: float, workspace: str, as_json: bool) -> None:
     _tell(asdict(done) | {"message": done.message}, as_json)
 
 
+@cli.command("send-notices")
+@click.option("--id", "notice_id", default=None, help="One notice only, of those that were given up.")
+@_workspace
+@_as_json
+def send_notices(notice_id: str | None, workspace: str, as_json: bool) -> None:
+    """Send again the notices that were given up, and all that are due."""
+    from components.shared.notices import WEBHOOK_VARIABLE, open_outbox
+    from pipelines.workspace import Workspace
+
+    url = os.environ.get(WEBHOOK_VARIABLE, "")
+    if not url:
+        raise click.UsageError(f"{WEBHOOK_VARIABLE} is not set: there is nowhere to send them.")
+    with Workspace(workspace).services():
+        outbox = open_outbox()
+        again = outbox.send_again(notice_id)
+        delivered, left = outbox.send(url), outbox.undelivered()
+    found = {"again": again, "delivered": delivered, "undelivered": len(left)}
+    _tell(found | {"message": f"{delivered} delivered, {len(left)} not delivered."}, as_json)
+    if left:
+        sys.exit(_EXIT_FAILED)
+
+
 @cli.command()
 @_workspace
 @click.option("--port", default=5000, show_default=True)
@@ -504,6 +535,7 @@ def ui(workspace: str, port: int) -> None:
 @click.option("--rater", "raters", multiple=True, help="Somebody who rates; repeat it for more. Local sign-in.")
 @click.option("--manager", "managers", multiple=True, help="Who decides on releases; default: you. Local sign-in.")
 @click.option("--simulated", multiple=True, help="A program that rates; its votes are marked. Local sign-in.")
+@click.option("--replace-key", default="", help="Why the database's known secret is replaced by this one; told to all.")
 @_actor
 def review(
     workspace: str,
@@ -513,6 +545,7 @@ def review(
     raters: tuple[str, ...],
     managers: tuple[str, ...],
     simulated: tuple[str, ...],
+    replace_key: str,
     actor: str | None,
 ) -> None:
     """Serve the pages on which raters judge and release managers decide.
@@ -532,7 +565,8 @@ def review(
     with root.services():
         secret = secret_of(settings, root.state)
         start = make_start(settings.release_trigger, root)
-        serve(settings, secret=secret, logins=[*deciding, *raters, *simulated], tell=click.echo, start=start)
+        logins = [*deciding, *raters, *simulated]
+        serve(settings, secret=secret, logins=logins, tell=click.echo, start=start, replace_key=replace_key)
 
 
 def _tell_what_waits(found: dict[str, Any]) -> None:
@@ -544,7 +578,10 @@ def _tell_what_waits(found: dict[str, Any]) -> None:
         click.echo(f"{len(found['notices'])} notices wait for a webhook: PLUMBLINE_WEBHOOK_URL is not set.")
         return
     for one in found["notices"]:
-        click.echo(f"NOT DELIVERED after {one['attempts']} tries ({one['problem'] or 'not tried yet'}): {one['text']}")
+        state = "GIVEN UP" if one["given_up"] else "NOT DELIVERED"
+        click.echo(f"{state} after {one['attempts']} tries ({one['problem'] or 'not tried yet'}): {one['text']}")
+    if any(one["given_up"] for one in found["notices"]):
+        click.echo("What was given up is sent again by `plumbline send-notices`.")
 
 
 for _command in (cancel, compile_, doctor, logs, schedule, submit, upload):
@@ -571,14 +608,15 @@ def _send_notices() -> None:
         open_outbox().send(url)
 
 
-def _pseudonym(login: str, workspace: str) -> str | None:
-    """The name under which somebody would have rated; None where the review service's key is not at hand."""
-    from components.shared.pseudonyms import PSEUDONYM_KEY, pseudonym
+def _review_key(workspace: str) -> Any:
+    """The review service's key, which tells the name under which somebody would have rated; None if not at hand."""
+    from components.shared.pseudonyms import PSEUDONYM_KEY
+    from components.shared.review_key import ReviewKey
     from pipelines.workspace import Workspace
 
     file = Workspace(workspace).state / "review-secret"
-    key = os.environ.get(PSEUDONYM_KEY) or (file.read_text().strip() if file.is_file() else "")
-    return pseudonym(login, key) if key else None
+    secret = os.environ.get(PSEUDONYM_KEY) or (file.read_text().strip() if file.is_file() else "")
+    return ReviewKey(secret) if secret else None
 
 
 def _who(actor: str | None) -> str:

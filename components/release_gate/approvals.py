@@ -3,23 +3,51 @@
 An approval is bound to sha256(candidate, champion, policy, evidence). It counts while the verdict it was given on is
 the latest and not expired, and the champion is still the one that the candidate was compared with. The person who asked
 for the release does not approve it.
+
+Who somebody is, the review service knows: it signs what it is told by people who are signed in. The command line knows
+a name that was typed, and the account under which it was typed. `signatures` says what of that counts.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from components.release_gate.entries import Entry, LedgerView, Move
 from components.release_gate.office import Office, open_office
+from components.release_gate.signatures import (
+    counted_approvals,
+    same_name,
+    statement_of,
+    written_under,
+)
 from components.release_gate.states import Event, State, next_state
+from components.shared.accounts import account, user_of
 from components.shared.errors import PlumblineError
 from components.shared.pseudonyms import PSEUDONYM_KEY
+from components.shared.review_key import ReviewKey, fingerprint
 
-__all__ = ["ApprovalError", "approvals", "approve", "lapse", "reject", "require_person"]
+__all__ = ["ApprovalError", "Desk", "approvals", "approve", "lapse", "reject", "require_person"]
 
 
 class ApprovalError(PlumblineError):
     """An approval that does not count."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where an approval is given.
+
+    Attributes:
+        key: Of the review service, if it is at hand.
+        signed_in: The actor is signed in at that service, which vouches for the name; else it was merely typed.
+    """
+
+    key: ReviewKey | None = None
+    signed_in: bool = False
+
+
+_COMMAND_LINE = Desk()
 
 
 def approve(
@@ -29,7 +57,7 @@ def approve(
     reason: str,
     *,
     binding: str | None = None,
-    pseudonym: str | None = None,
+    desk: Desk = _COMMAND_LINE,
     office: Office | None = None,
 ) -> State:
     """Approves a release.
@@ -40,22 +68,24 @@ def approve(
         actor: Who approves.
         reason: Why.
         binding: Of the verdict that the actor looked at; None approves the latest one.
-        pseudonym: The name under which the actor would judge pairs; None if it is not known.
+        desk: Where it is given.
 
     Returns:
         The state after it: APPROVED when it was the last approval needed.
 
     Raises:
-        ApprovalError: The actor asked for the release, rated its evidence, looked at another verdict, or the verdict
-            has expired or been superseded.
+        ApprovalError: The actor asked for the release, rated its evidence, looked at another verdict, the verdict has
+            expired or been superseded, the key is another one than the release was opened under, or the policy takes
+            no approval that is given in this way.
         IllegalMoveError: The version does not await approval.
     """
     office = office or open_office()
     actor, reason = require_person(actor, reason)
 
     def plan(view: LedgerView) -> list[Move]:
-        given = approvals(view, version)
-        if _same_person(actor, given) and view.state(version) in (State.AWAITING_APPROVAL, State.APPROVED):
+        given = counted_approvals(view, version)
+        mine = any(same_name(actor, entry.actor) for entry in given)
+        if mine and view.state(version) in (State.AWAITING_APPROVAL, State.APPROVED):
             return []
         next_state(view.state(version), Event.APPROVE, where=f"{model} version {version}")
         asked = _verdict(view, version)
@@ -68,16 +98,15 @@ def approve(
                 where=f"{model} version {version}",
                 hint="Look at the new evidence first.",
             )
-        if _same_person(actor, [view.requester(version)]):
-            raise ApprovalError(
-                f"{actor} asked for this release and cannot approve it.",
-                where=f"{model} version {version}",
-                hint="Ask somebody else.",
-            )
-        _require_no_rater(asked, actor, pseudonym, where=f"{model} version {version}")
-        details = {"binding": asked.data["binding"]}
+        where = f"{model} version {version}"
+        _require_standing(asked, desk, where=where)
+        _require_another(view, version, actor, given, desk, where=where)
+        _require_no_rater(asked, actor, desk.key, where=where)
+        details = {"binding": asked.data["binding"], "given_at": "review service" if desk.signed_in else "command line"}
+        if desk.signed_in and desk.key:
+            details["signature"] = desk.key.sign(statement_of(asked, actor, reason))
         moves = [Move(version, Event.APPROVE, actor, reason, asked.evidence_digests, details)]
-        return moves + _clear_if_enough(version, asked, [*given, actor])
+        return moves + _clear_if_enough(version, asked, [*(entry.actor for entry in given), actor])
 
     view, added = office.record(model, plan)
     _refuse_if_lapsed(model, version, added)
@@ -104,8 +133,8 @@ def reject(model: str, version: str, actor: str, reason: str, *, office: Office 
 
 
 def approvals(view: LedgerView, version: str) -> list[str]:
-    """Who approved the latest verdict on a version."""
-    return [entry.actor for entry in view.since(version, Event.AWAIT_APPROVAL) if entry.event == Event.APPROVE]
+    """Who approved the latest verdict on a version, as far as it counts."""
+    return [entry.actor for entry in counted_approvals(view, version)]
 
 
 def lapse(view: LedgerView, version: str) -> Move | None:
@@ -146,27 +175,72 @@ def _verdict(view: LedgerView, version: str) -> Entry:
     return entry
 
 
-def _require_no_rater(asked: Entry, actor: str, pseudonym: str | None, *, where: str) -> None:
+def _require_standing(asked: Entry, desk: Desk, *, where: str) -> None:
+    """The way in which it is given is one that counts: what is refused here would not be counted either."""
+    if "approval_key" not in asked.data:  # of a gate that knew no keys
+        return
+    opened_under = asked.data["approval_key"]
+    if desk.key and opened_under and desk.key.public != opened_under:
+        raise ApprovalError(
+            f"the key at hand is {fingerprint(desk.key.public)}, and this release was opened under that of the review "
+            f"service, {fingerprint(opened_under)}: the approval would not count.",
+            where=where,
+            hint=f"Set {PSEUDONYM_KEY} to the service's; if that was replaced, have the gate judge the release again.",
+        )
+    if asked.data["command_line_may_approve"]:
+        return
+    if not desk.signed_in:
+        raise ApprovalError(
+            f"policy {asked.data['policy']} takes approvals on the release's page only, where people are signed in.",
+            where=where,
+            hint="Approve there (`plumbline review`); or let the policy say release.command_line_may_approve.",
+        )
+    if not opened_under:
+        raise ApprovalError(
+            "no review service had been started when the gate judged it, so no key is there that an approval could be "
+            "checked against.",
+            where=where,
+            hint="Have the gate judge it again, now that the service's key is known.",
+        )
+
+
+def _require_another(view: LedgerView, version: str, actor: str, given: list[Entry], desk: Desk, *, where: str) -> None:
+    """Whoever approves did not ask for the release, nor approve it before under another name."""
+    if same_name(actor, view.requester(version)):
+        raise ApprovalError(
+            f"{actor} asked for this release and cannot approve it.", where=where, hint="Ask somebody else."
+        )
+    if desk.signed_in:
+        return
+    mine, registered = user_of(account()).casefold(), view.last(version, Event.REGISTER)
+    typed = [entry for entry in given if not entry.data.get("signature")]
+    for entry, did in [*((entry, "approved") for entry in typed), *([(registered, "asked for")] if registered else [])]:
+        if written_under(entry) == mine:
+            raise ApprovalError(
+                f"{account()} {did} this release before, as {entry.actor}: an account is one person here, whatever "
+                "name is given.",
+                where=where,
+                hint="Approve on the release's page, where people are signed in (`plumbline review`).",
+            )
+
+
+def _require_no_rater(asked: Entry, actor: str, key: ReviewKey | None, *, where: str) -> None:
     """Separation of duties: who judged the pairs does not approve the release, unless the policy says so."""
     raters = asked.data.get("raters", [])
     if not raters:
         return
-    if pseudonym is None:
+    if key is None:
         raise ApprovalError(
             f"it cannot be told whether {actor} rated the evidence, and who did may not approve it.",
             where=where,
             hint=f"Approve on the release's page, or set {PSEUDONYM_KEY} to the review service's.",
         )
-    if pseudonym in raters:
+    if key.pseudonym(actor) in raters:
         raise ApprovalError(
             f"{actor} rated the evidence of this release and cannot approve it too.",
             where=where,
             hint="Ask somebody who did not rate; or let the policy say release.raters_may_approve.",
         )
-
-
-def _same_person(actor: str, others: list[str]) -> bool:
-    return actor.casefold() in {other.strip().casefold() for other in others}
 
 
 def _clear_if_enough(version: str, asked: Entry, approvers: list[str]) -> list[Move]:

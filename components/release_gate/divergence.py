@@ -202,7 +202,7 @@ def heldout_fall(case: Case) -> Fall | None:
 def _step_in_name(role: str) -> tuple[int, str]:
     """Order of training; a name without a number comes first."""
     digits = role.removeprefix("step-")
-    return (int(digits) if digits.isdigit() else -1, role)
+    return (int(digits) if digits.isdecimal() else -1, role)
 
 
 def refit_slopes(

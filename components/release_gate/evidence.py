@@ -48,6 +48,7 @@ class Source:
         documents: Its JSON files, by name.
         tables: Its JSON-lines files, by name.
         fault: Why nothing in it can be used; None if it can.
+        finished_at: When it was written (UTC, ISO 8601); "" if that is not known. No digest vouches for it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source:
     documents: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     fault: EvidenceFault | None = None
+    finished_at: str = ""
 
     def cite(self, *path: str) -> str:
         """Digest and key of a number, for the report."""
@@ -224,7 +226,9 @@ def read_source(name: str, path: str, kind: str) -> Source:
         tables = {file: list(read_jsonl(artifact.path / file)) for file in files if file.endswith(".jsonl")}
     except (PlumblineError, json.JSONDecodeError, KeyError, TypeError) as error:
         return Source(name, fault=EvidenceFault(Finding.ERROR, f"The {name} cannot be read: {error}", source=name))
-    return vet(Source(name, artifact.digest, artifact.manifest.get("inputs", {}), documents, tables))
+    manifest = artifact.manifest
+    written = str(manifest.get("finished_at") or "")
+    return vet(Source(name, artifact.digest, manifest.get("inputs", {}), documents, tables, finished_at=written))
 
 
 def vet(source: Source) -> Source:

@@ -4,7 +4,8 @@
 
 An append replays the model's entries inside its transaction, asks the state table and the caller's guard, and inserts
 at head + 1. The primary key (model, sequence) is the compare-and-set: a writer that was overtaken sees the new head and
-judges again. `verify` replays everything and names each alteration it finds.
+judges again. Each entry says under which account of which machine it was written. `verify` replays everything and names
+each alteration that it finds, and each release that was cleared without approvals that count.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from components.release_gate.anchor import Anchor, LedgerAlteredError, ObjectAnchor, check_anchor, open_anchor
 from components.release_gate.announcements import notice_of
 from components.release_gate.entries import GENESIS, Entry, LedgerView, Move, entry_hash
+from components.release_gate.signatures import approval_problems
 from components.release_gate.states import NEW, Event, IllegalMoveError, State, is_live, next_state
+from components.shared.accounts import account
 from components.shared.errors import PlumblineError
 from components.shared.files import canonical_json
 from components.shared.ledger_table import LEDGER, METADATA, database_url, open_engine, sqlite_file
 from components.shared.notices import write_notice
 from components.shared.release_tables import create_release_tables
+from components.shared.review_key import registered_key
 
 __all__ = ["Ledger", "LedgerReport", "Planner", "open_ledger"]
 
@@ -93,6 +97,10 @@ class Ledger:
         with self._engine.connect() as connection:
             return list(connection.execute(select(LEDGER.c.model).distinct().order_by(LEDGER.c.model)).scalars())
 
+    def approval_key(self) -> str:
+        """Public key of the review service, whose signature makes an approval one; "" if none was ever started."""
+        return registered_key(self._engine)
+
     def append(self, model: str, plan: Planner) -> tuple[LedgerView, list[Entry]]:
         """Appends what `plan` decides, all of it or nothing.
 
@@ -134,6 +142,8 @@ class Ledger:
         with self._engine.connect() as connection:
             entries = _entries(connection, model)
         problems = _chain_problems(entries) + _state_problems(entries)
+        if not problems:
+            problems += approval_problems(LedgerView(model, entries))
         if anchored[0] is None and entries:
             problems.append("the anchor is missing: the end of the ledger cannot be vouched for.")
         if heads == [] and any(entry.event != Event.REGISTER for entry in entries):
@@ -193,7 +203,7 @@ def _chain(view: LedgerView, moves: list[Move]) -> list[Entry]:
             "actor": move.actor,
             "reason": move.reason,
             "evidence": canonical_json(move.evidence),
-            "details": canonical_json(move.details),
+            "details": canonical_json({**move.details, "written_by": account()}),
             "time": datetime.now(UTC).isoformat(),
             "previous_hash": previous,
         }

@@ -188,4 +188,4 @@ def _prompts_to_show(outcomes: Sequence[float]) -> int:
 
 def _step(role: str) -> int:
     digits = role.removeprefix(_PREFIX)
-    return int(digits) if digits.isdigit() else -1
+    return int(digits) if digits.isdecimal() else -1

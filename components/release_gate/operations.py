@@ -1,6 +1,7 @@
 """What a person does with releases, as plain functions that return JSON values: the door of command line and service.
 
-Every function opens ledger and registry from the environment; `actor` is who acts, and stays on the ledger.
+Every function opens ledger and registry from the environment; `actor` is who acts, and stays on the ledger beside the
+account and machine under which it was written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from components.release_gate.drill import run_drill
 from components.release_gate.promotion import Outcome
 from components.release_gate.states import Event, State
 from components.shared.errors import InputError
+from components.shared.review_key import ReviewKey
 
 __all__ = [
     "abandon",
@@ -67,7 +69,8 @@ def approve(
     actor: str,
     reason: str,
     binding: str | None = None,
-    pseudonym: str | None = None,
+    key: ReviewKey | None = None,
+    signed_in: bool = False,
 ) -> dict[str, Any]:
     """Approves a release; with the last approval that its policy asks for, it is promoted.
 
@@ -77,11 +80,13 @@ def approve(
         actor: Who approves.
         reason: Why.
         binding: Of the verdict that the actor looked at; another one by now is an error.
-        pseudonym: The name under which the actor would judge pairs: who rated the evidence does not approve it.
+        key: Of the review service: who rated the evidence, under a name made of it, does not approve the release.
+        signed_in: The actor is signed in at that service; else the name was merely typed.
     """
     opened = office.open_office()
     _require_known(opened, model, version)
-    approvals.approve(model, version, actor, reason, binding=binding, pseudonym=pseudonym, office=opened)
+    desk = approvals.Desk(key, signed_in)
+    approvals.approve(model, version, actor, reason, binding=binding, desk=desk, office=opened)
     return _as_dict(promotion.promote(model, version, actor, office=opened))
 
 

@@ -138,6 +138,9 @@ class ReleaseRule(StrictModel):
     approval_valid_days: float = _rule("days for which a verdict may be acted on", "higher", gt=0)
     auto_rollback: bool = _rule("a live model is rolled back without asking", "false")
     raters_may_approve: bool = _rule("who rated the evidence may approve the release", "true")
+    command_line_may_approve: bool = _rule(
+        "approvals of the command line, where a name is typed and nobody is signed in, count", "true"
+    )
 
 
 class GatePolicy(StrictModel):

@@ -16,6 +16,7 @@ from components.release_gate.approvals import lapse, require_person
 from components.release_gate.entries import Entry, LedgerView, Move
 from components.release_gate.office import Office, open_office
 from components.release_gate.registry import CHAMPION, PREVIOUS, RegistryError
+from components.release_gate.signatures import counted_approvals
 from components.release_gate.states import Event, IllegalMoveError, State, is_live, next_state
 from components.shared.errors import ArtifactError, FetchError, PlumblineError
 
@@ -73,7 +74,7 @@ def promote(model: str, version: str, actor: str, *, office: Office | None = Non
         ended = lapse(view, version)
         if ended is not None:
             return [ended]
-        cleared = view.last(version, Event.CLEAR)
+        cleared = _require_approvals(view, version)
         details = {"replaces": view.champion, "binding": cleared.data["binding"] if cleared else ""}
         reason = cleared.reason if cleared else "Approved."
         return [Move(version, Event.PROMOTE, actor, reason, details=details)]
@@ -270,6 +271,19 @@ def _predecessor(view: LedgerView, version: str) -> str:
     return restored
 
 
+def _require_approvals(view: LedgerView, version: str) -> Entry | None:
+    """The entry that cleared it, after counting again: rows that somebody wrote past the gate are no approvals."""
+    asked = view.last(version, Event.AWAIT_APPROVAL)
+    needed, given = (asked.data["approvals_required"] if asked else 0), counted_approvals(view, version)
+    if len(given) < needed:
+        raise PromotionError(
+            f"it was cleared with {len(given)} of {needed} approvals that count.",
+            where=f"{view.model} version {version}",
+            hint="See `plumbline verify`: somebody wrote to the ledger past the gate. Reject it, or judge it again.",
+        )
+    return view.last(version, Event.CLEAR)
+
+
 def _refuse_while_promoting(view: LedgerView) -> None:
     if view.promoting is not None:
         raise PromotionError(
@@ -311,7 +325,7 @@ def _nothing_to_do(view: LedgerView, version: str) -> str:
         return f"Version {version} is champion already."
     asked = view.last(version, Event.AWAIT_APPROVAL)
     required = asked.data["approvals_required"] if asked else 0
-    given = [entry for entry in view.since(version, Event.AWAIT_APPROVAL) if entry.event == Event.APPROVE]
+    given = counted_approvals(view, version)
     return f"Version {version} passed the gate and awaits approval: {len(given)} of {required} given."
 
 

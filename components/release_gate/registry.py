@@ -271,6 +271,6 @@ def _parse_head(tag: str | None) -> tuple[int, str] | None:
     if not tag:
         return None
     sequence, _, digest = tag.partition(":")
-    if not sequence.isdigit():
+    if not sequence.isdecimal():
         raise RegistryError(f"tag {_HEAD} is {tag!r}, not a ledger head.", hint="It was altered by hand.")
     return int(sequence), digest

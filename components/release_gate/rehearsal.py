@@ -27,7 +27,7 @@ from components.release_gate.states import Event
 from components.release_gate.verdict import Judgement, decide
 from components.shared.artifacts import MANIFEST, read_artifact
 from components.shared.errors import ArtifactError, InputError
-from components.shared.files import read_json
+from components.shared.files import digest_of, read_json
 from components.shared.settings import parse_settings
 
 __all__ = [
@@ -51,6 +51,9 @@ _SOURCES = {
 """Part of a decision's digests -> kind of artifact."""
 
 _MAY_BE_ABSENT = frozenset({"training_history"})
+
+_LATER_RULES = {"command_line_may_approve": True}
+"""Rules of release that decisions of an earlier version do not name, as it went by them."""
 
 _VERDICT_EVENTS = frozenset({Event.AWAIT_APPROVAL, Event.HOLD, Event.BLOCK, Event.FAIL, Event.KEEP, Event.ALARM})
 
@@ -170,12 +173,12 @@ def open_kept_decision(registry: Registry, entry: Entry) -> PastDecision:
     named = [part for part in _SOURCES if digests.get(part) and part not in _MAY_BE_ABSENT]
     missing = [f"{part} ({dossier.problems[part]})" for part in named if part in dossier.problems]
     missing += [f"{', '.join(names)} of {part}" for part in named if (names := dossier.unkept(part))]
-    policy = _own_policy(dossier.manifests["decision"].get("settings"))
+    settings = dossier.manifests["decision"].get("settings")
     return PastDecision(
         run=entry.data.get("run") or f"ledger entry {entry.sequence}",
         content=content,
         time=entry.time,
-        own_policy=policy if policy and policy.digest == digests.get("policy") else None,
+        own_policy=_own_policy(settings) if digest_of(settings) == digests.get("policy") else None,
         sources={part: partial(dossier.source, part) for part in _SOURCES},
         baseline=entry.data.get("baseline") or None,
         missing=missing,
@@ -245,6 +248,9 @@ def replay(decisions: Iterable[PastDecision], policy: GatePolicy) -> dict[str, A
 
 
 def _own_policy(settings: Any) -> GatePolicy | None:
+    """The thresholds of a decision's day; what only says who may approve, and came later, changes no verdict."""
+    if isinstance(settings, dict) and isinstance(settings.get("release"), dict):
+        settings = settings | {"release": _LATER_RULES | settings["release"]}
     try:
         return parse_settings(settings, GatePolicy, where="decision")
     except InputError:

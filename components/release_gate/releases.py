@@ -24,6 +24,7 @@ __all__ = [
     "JudgedRelease",
     "binding_of",
     "find_release",
+    "is_stale",
     "record_live_verdict",
     "record_verdict",
     "register",
@@ -73,6 +74,7 @@ class JudgedRelease:
         seed: Of the bootstrap; with the baseline all that an audit needs beside the evidence.
         raters: Pseudonyms of the people whose judgements it rests on, as far as the review service knows who they are.
         win_rate: Share of prompts on which people prefer the model to the one that it is compared with; None: unknown.
+        evidence_at: When the evidence of people was read (UTC, ISO 8601); "" if it is not known.
     """
 
     verdict: Verdict
@@ -85,6 +87,7 @@ class JudgedRelease:
     seed: int = 0
     raters: tuple[str, ...] = ()
     win_rate: float | None = None
+    evidence_at: str = ""
 
     @property
     def binding(self) -> str:
@@ -135,16 +138,20 @@ def register(office: Office, model: str, artifact: Artifact, judged: JudgedRelea
 def record_verdict(office: Office, model: str, version: str, judged: JudgedRelease) -> State:
     """Puts a candidate's verdict on the ledger; returns the state that follows.
 
-    A verdict that is there already changes nothing. A version that is live, being promoted, or rejected stays as it is.
+    A verdict that is there already changes nothing, nor does one on older evidence than that of the latest verdict. A
+    version that is live, being promoted, or rejected stays as it is.
     """
+
+    key = office.ledger.approval_key()
 
     def plan(view: LedgerView) -> list[Move]:
         state = view.state(version)
-        if state not in _TO_COLLECTING or _already_recorded(view, version, judged):
+        known = _already_recorded(view, version, judged, key) or is_stale(view, version, judged)
+        if state not in _TO_COLLECTING or known:
             return []
         events = [*_TO_COLLECTING[state], _CANDIDATE_EVENT[judged.verdict]]
         asked = replace(judged, reason=" ".join([judged.reason, *unknown_requester(view, version, judged)]))
-        moves = [_move(version, event, asked) for event in events]
+        moves = [_move(version, event, asked, key) for event in events]
         return moves + ([_cleared_by_policy(version, judged)] if _needs_nobody(judged) else [])
 
     view, _ = office.record(model, plan)
@@ -159,10 +166,19 @@ def record_live_verdict(office: Office, model: str, version: str, judged: Judged
         known = last is not None and last.data.get("binding") == judged.binding
         if not is_live(view.state(version)) or (known and last and last.event == _LIVE_EVENT[judged.verdict]):
             return []
+        if is_stale(view, version, judged):
+            return []
         return [_move(version, _LIVE_EVENT[judged.verdict], judged)]
 
     view, _ = office.record(model, plan)
     return view.state(version)
+
+
+def is_stale(view: LedgerView, version: str, judged: JudgedRelease) -> bool:
+    """Whether the latest verdict rests on newer evidence of people: a run that was held up does not undo it."""
+    last = view.last(version, *_VERDICT_EVENTS, *_LIVE_EVENT.values())
+    mine, latest = _moment(judged.evidence_at), _moment(last.data.get("evidence_at", "")) if last else None
+    return mine is not None and latest is not None and mine < latest
 
 
 def unknown_requester(view: LedgerView, version: str, judged: JudgedRelease) -> list[str]:
@@ -173,7 +189,7 @@ def unknown_requester(view: LedgerView, version: str, judged: JudgedRelease) -> 
     return ["The requester is not known (PLUMBLINE_ACTOR was not set), so the two-person rule cannot exclude them."]
 
 
-def _move(version: str, event: Event, judged: JudgedRelease) -> Move:
+def _move(version: str, event: Event, judged: JudgedRelease, key: str = "") -> Move:
     if event in (Event.VALIDATE, Event.COLLECT):
         return Move(version, event, judged.actor, "The gate reads its evidence.")
     expires = datetime.now(UTC) + timedelta(days=judged.policy.release.approval_valid_days)
@@ -182,6 +198,8 @@ def _move(version: str, event: Event, judged: JudgedRelease) -> Move:
         "binding": judged.binding,
         "policy": f"{judged.policy.name} {judged.policy.version}",
         "approvals_required": judged.policy.release.approvals_required,
+        "approval_key": key,
+        "command_line_may_approve": judged.policy.release.command_line_may_approve,
         "expires_at": expires.isoformat(),
         "champion": judged.digests.get("champion", ""),
         "criteria": judged.criteria,
@@ -190,8 +208,23 @@ def _move(version: str, event: Event, judged: JudgedRelease) -> Move:
         "run": pipeline_run(),
         "raters": [] if judged.policy.release.raters_may_approve else list(judged.raters),
         "win_rate": judged.win_rate,
+        "evidence_at": _not_after_now(judged.evidence_at),
     }
     return Move(version, event, judged.actor, judged.reason, dict(judged.digests), details)
+
+
+def _moment(time: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(time)
+    except (TypeError, ValueError):
+        return None
+    return found if found.tzinfo else None
+
+
+def _not_after_now(time: str) -> str:
+    """A time that lies ahead would keep every later verdict off the ledger: no digest vouches for it."""
+    found, now = _moment(time), datetime.now(UTC)
+    return min(found, now).isoformat() if found else ""
 
 
 def _needs_nobody(judged: JudgedRelease) -> bool:
@@ -205,8 +238,12 @@ def _cleared_by_policy(version: str, judged: JudgedRelease) -> Move:
     return Move(version, Event.CLEAR, f"policy {name}", reason, dict(judged.digests), details)
 
 
-def _already_recorded(view: LedgerView, version: str, judged: JudgedRelease) -> bool:
+def _already_recorded(view: LedgerView, version: str, judged: JudgedRelease, key: str | None = None) -> bool:
+    """The verdict is there already; one that awaits approvals under another key than today's `key` has to be anew."""
     last = view.last(version, *_VERDICT_EVENTS)
     if last is None or view.state(version) in (State.REGISTERED, State.VALIDATING, State.COLLECTING):
+        return False
+    awaits = view.state(version) is State.AWAITING_APPROVAL
+    if awaits and key is not None and last.data.get("approval_key") != key:
         return False
     return last.data.get("binding") == judged.binding and last.data.get("verdict") == judged.verdict

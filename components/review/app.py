@@ -31,6 +31,7 @@ from components.review.watch import Watch
 from components.shared import report
 from components.shared.errors import InputError
 from components.shared.release_orders import StartRun
+from components.shared.review_key import ReviewKey, register_key
 
 __all__ = ["create_app"]
 
@@ -48,6 +49,7 @@ def create_app(
     secret: str,
     database: EvidenceDatabase | None = None,
     start: StartRun | None = None,
+    replace_key: str = "",
 ) -> FastAPI:
     """Makes the service.
 
@@ -56,9 +58,10 @@ def create_app(
         secret: Signs sessions and forms, keys the pseudonyms; at least 32 characters.
         database: Evidence database; that of the environment if None.
         start: Starts the release run of a batch that has closed; None starts none.
+        replace_key: Why this secret takes the place of another one that the database knows; "" refuses it.
 
     Raises:
-        InputError: The secret is too short, or the database is not set.
+        InputError: The secret is too short or another one than the database's, or the database is not set.
     """
     if len(secret) < _SHORTEST_SECRET:
         raise InputError(
@@ -66,7 +69,8 @@ def create_app(
             where=SECRET_VARIABLE,
             hint="Make one with `openssl rand -hex 32`, and keep it: pseudonyms depend on it.",
         )
-    desk = RatingDesk(database or open_database())
+    desk, key = RatingDesk(database or open_database()), ReviewKey(secret)
+    register_key(desk.database.engine, key, replace=replace_key)
     watch = Watch(desk, start=start)
     app = FastAPI(
         title="Plumbline review",
@@ -80,7 +84,7 @@ def create_app(
     app.state.review = Review(
         settings=settings,
         desk=desk,
-        board=ReleaseBoard(),
+        board=ReleaseBoard(key),
         login=make_login(settings, secret, desk.database),
         tokens=FormTokens(secret, hours=settings.session_hours),
         metrics=metrics,

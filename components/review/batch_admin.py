@@ -114,7 +114,8 @@ def batches(request: Request, user: Reader, review: ReviewOf) -> Response:
 @pages.get("/batches/{batch_id}")
 def batch(request: Request, batch_id: str, user: Reader, review: ReviewOf) -> Response:
     """One batch: what it waits for, its raters, the items on which they disagree."""
-    return render(request, "manage_batch.html", report=review.supervision.report(batch_id))
+    report = review.supervision.report(batch_id)
+    return render(request, "manage_batch.html", report=report, deadline=review.desk.database.deadline(batch_id))
 
 
 @pages.post("/batches/{batch_id}/return-skip")
@@ -186,5 +187,8 @@ def import_form(
 def _show(request: Request, review: Review, report: ImportReport | None = None) -> Response:
     database = review.desk.database
     for_people = [name for name in database.batch_ids() if review.desk.plan(name).settings.panel == PEOPLE]
-    found = [(name, review.desk.progress(name, ""), database.closure(name)) for name in reversed(for_people)]
+    found = [
+        (name, review.desk.progress(name, ""), database.closure(name), database.deadline(name))
+        for name in reversed(for_people)
+    ]
     return render(request, "manage_batches.html", batches=found, report=report)

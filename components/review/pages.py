@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,12 @@ def turns_of(prompt: Prompt) -> list[Message]:
     return [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
 
 
-_environment.filters["turns"] = turns_of
+def _minute(moment: datetime) -> str:
+    """A moment, to the minute, in UTC."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+_environment.filters.update(turns=turns_of, minute=_minute)
 _environment.globals.update(dimensions=DIMENSIONS, longest_rationale=LONGEST_RATIONALE)
 
 

@@ -62,7 +62,7 @@ class Protection:
             return
         protected = self._protected(scope, send)
         declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdigit() or int(declared) > self._largest_body:
+        if not declared.isdecimal() or int(declared) > self._largest_body:
             await PlainTextResponse("The request is too large.\n", status_code=413)(scope, receive, protected)
             return
         await self._app(scope, self._limited(receive), protected)

@@ -50,7 +50,7 @@ async def _read(request: Request) -> _Sent:
         **flags,
         "rubric": rubric,
         "rationale": text("rationale"),
-        "revision": int(revision) if revision.isdigit() else 0,
+        "revision": int(revision) if revision.isdecimal() else 0,
     }
     return _Sent(values, text("task_id"))
 
@@ -64,7 +64,11 @@ _BLANK: dict[str, Any] = {"choice": None, "flags_a": [], "flags_b": [], "rubric"
 def batches(request: Request, user: Rater, review: ReviewOf) -> Response:
     """The batches that await this rater."""
     mine = user.pseudonym
-    found = [(batch_id, review.desk.progress(batch_id, mine)) for batch_id in review.desk.open_batches(mine)]
+    desk = review.desk
+    found = [
+        (batch_id, desk.progress(batch_id, mine), desk.database.deadline(batch_id))
+        for batch_id in desk.open_batches(mine)
+    ]
     return render(request, "batches.html", batches=found)
 
 

@@ -62,8 +62,7 @@ def verify(model: str, user: Reader, review: ReviewOf) -> dict[str, Any]:
 @router.post("/models/{model}/releases/{version}/approve")
 def approve(model: str, version: str, given: Approval, user: Manager, review: ReviewOf) -> dict[str, Any]:
     """Approves; with the last approval that the policy asks for, the version goes live."""
-    who = {"actor": user.login, "pseudonym": user.pseudonym}
-    result = review.board.approve(model, version, **who, reason=given.reason, binding=given.binding)
+    result = review.board.approve(model, version, actor=user.login, reason=given.reason, binding=given.binding)
     review.metrics.decisions.labels("approve").inc()
     return result
 

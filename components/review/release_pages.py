@@ -9,6 +9,7 @@ from fastapi import APIRouter, Form, Request
 from markupsafe import Markup
 from starlette.responses import Response
 
+from components.release_gate.signatures import same_name
 from components.review.access import Manager, Reader, ReviewOf
 from components.review.pages import redirect, render
 from components.review.releases import ReleaseView
@@ -36,7 +37,11 @@ def models(request: Request, user: Reader, review: ReviewOf) -> Response:
 def release(request: Request, model: str, version: str, user: Reader, review: ReviewOf) -> Response:
     """One release."""
     view = review.board.release(model, version)
-    return render(request, "release.html", view=view, **_parts(view))
+
+    def mine(names: list[str]) -> bool:
+        return any(same_name(user.login, name) for name in names)
+
+    return render(request, "release.html", view=view, mine=mine, **_parts(view))
 
 
 @router.post("/releases/{model}/{version}/{move}")
@@ -52,8 +57,7 @@ def decide(
 ) -> Response:
     """Approves, rejects or rolls back, and shows the release as it is then."""
     if move == "approve":
-        who = {"actor": user.login, "pseudonym": user.pseudonym}
-        review.board.approve(model, version, **who, reason=reason, binding=binding)
+        review.board.approve(model, version, actor=user.login, reason=reason, binding=binding)
     elif move == "reject":
         review.board.reject(model, version, actor=user.login, reason=reason)
     elif move == "rollback":
@@ -223,10 +227,17 @@ def _said(votes: dict[str, int]) -> str:
 
 def _history(view: ReleaseView) -> Markup:
     rows = [
-        [_minute(entry["time"]), _words(entry["event"]), entry["to_state"], entry["actor"], entry["reason"]]
+        [_minute(entry["time"]), _words(entry["event"]), entry["to_state"], _by(entry), entry["reason"]]
         for entry in reversed(view.history)
     ]
     return table(["UTC", "event", "state", "by", "why"], rows)
+
+
+def _by(entry: dict[str, Any]) -> str:
+    """Who did it; of an approval that nobody signed in for, also the account under which the name was typed."""
+    details = entry["details"]
+    typed = details.get("given_at") == "command line"
+    return f"{entry['actor']} (typed by {details['written_by']})" if typed else entry["actor"]
 
 
 def _minute(time: str) -> str:

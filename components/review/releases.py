@@ -20,6 +20,7 @@ from components.release_gate.entries import Entry, LedgerView
 from components.release_gate.office import open_office
 from components.release_gate.states import Event, State, is_live, legal_events
 from components.shared.errors import PlumblineError
+from components.shared.review_key import ReviewKey
 from components.shared.trajectory import Checkpoint, checkpoints
 
 __all__ = [
@@ -180,9 +181,14 @@ class ReleaseView:
 
 
 class ReleaseBoard:
-    """Reads releases and makes moves; ledger and registry are those of the environment."""
+    """Reads releases and makes moves; ledger and registry are those of the environment.
 
-    def __init__(self) -> None:
+    Args:
+        key: Of the service: it signs the approvals of those who are signed in.
+    """
+
+    def __init__(self, key: ReviewKey) -> None:
+        self._key = key
         self._dossiers: dict[tuple[str, str, str], Dossier] = {}
         self._lock = threading.Lock()
 
@@ -237,12 +243,11 @@ class ReleaseBoard:
         _view(model)
         return operations.verify(model)
 
-    def approve(
-        self, model: str, version: str, *, actor: str, pseudonym: str, reason: str, binding: str
-    ) -> dict[str, Any]:
+    def approve(self, model: str, version: str, *, actor: str, reason: str, binding: str) -> dict[str, Any]:
         """Approves the verdict that the actor looked at; with the last approval needed it goes live."""
         self._require(model, version)
-        return operations.approve(model, version, actor=actor, pseudonym=pseudonym, reason=reason, binding=binding)
+        who = {"actor": actor, "key": self._key, "signed_in": True}
+        return operations.approve(model, version, **who, reason=reason, binding=binding)
 
     def reject(self, model: str, version: str, *, actor: str, reason: str) -> dict[str, Any]:
         """Rejects a release for good."""

@@ -26,6 +26,7 @@ def serve(
     logins: list[str],
     tell: Callable[[str], None],
     start: StartRun | None = None,
+    replace_key: str = "",
 ) -> None:
     """Serves until it is stopped.
 
@@ -35,8 +36,9 @@ def serve(
         logins: Who gets a one-time link; only where people sign in locally.
         tell: Shows a line to whoever started it.
         start: Starts release runs; None: the service closes batches and sends notices only.
+        replace_key: Why this secret takes the place of the one that the database knows.
     """
-    app = create_app(settings, secret=secret, start=start)
+    app = create_app(settings, secret=secret, start=start, replace_key=replace_key)
     login = app.state.review.login
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     tell(f"Review service: http://{host}:{settings.port}")

@@ -279,7 +279,7 @@ def _step(found: TrainingEvidence, role: str) -> int | None:
     step = dig(found.models, role, "step")
     if step is not None:
         return int(step)
-    if role.startswith("step-") and role[5:].isdigit():
+    if role.startswith("step-") and role[5:].isdecimal():
         return int(role[5:])
     if role == "candidate" and found.history:
         return int(found.history[-1]["step"])

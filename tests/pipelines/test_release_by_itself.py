@@ -21,6 +21,7 @@ import pytest
 import yaml
 from small_run import latest_summary, make_small_world, plumbline, small_settings, write_settings
 
+from components.demo_world.http_raters import ReviewClient
 from components.shared.files import read_json, read_jsonl
 from components.shared.ledger_table import open_engine
 from components.shared.notices import WEBHOOK_VARIABLE
@@ -228,7 +229,13 @@ def test_votes_over_http_start_the_release_run_and_people_are_told(held: Path) -
         "AWAITING_APPROVAL"
     )
     assert plumbline("release", "--due", cwd=held).stdout == "No release run is due.\n"
-    approved = plumbline("approve", "small", "1", "--reason", "better", "--actor", "max", cwd=held)
-    assert approved.returncode == 0, approved.stderr
+    typed = plumbline("approve", "small", "1", "--reason", "better", "--actor", "max", cwd=held)
+    assert typed.returncode == 2
+    assert "takes approvals on the release's page only, where people are signed in" in typed.stderr
+    with receive(200) as (url, _), _service(held, url) as (address, tokens):
+        mia = ReviewClient(address, tokens["mia"])
+        path = "/api/v1/models/small/releases/1"
+        mia.post(f"{path}/approve", {"reason": "better", "binding": mia.get(path)["binding"]})
+    assert json.loads(plumbline("verify", "small", "--json", cwd=held).stdout)["ok"]
     (model,) = _told(held)["models"]
     assert model["champion"] == "1"

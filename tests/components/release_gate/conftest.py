@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
+from tiny_office import KEY
 
 from components.release_gate.office import Office, open_office
-from components.shared.ledger_table import open_engine
+from components.shared.ledger_table import database_url, open_engine
+from components.shared.review_key import register_key
 
 
 @pytest.fixture
@@ -17,6 +19,7 @@ def office(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PLUMBLINE_DATABASE_URL", f"sqlite:///{tmp_path / 'plumbline.db'}")
     monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", str(tmp_path / "anchor"))
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    register_key(open_engine(database_url()), KEY)
     return open_office()
 
 
@@ -61,5 +64,6 @@ def any_office(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", str(tmp_path / "anchor"))
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     monkeypatch.chdir(tmp_path)
+    register_key(open_engine(ledger), KEY)
     yield open_office()
     open_engine(ledger).dispose()

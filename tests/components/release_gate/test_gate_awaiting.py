@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_office import judge_weights, release_weights
+from tiny_office import SIGNED_IN, judge_weights, release_weights
 from tiny_release import MODEL, Evidence, make_evidence
 
 from components.release_gate.approvals import approve
@@ -178,7 +178,7 @@ def test_people_are_told_of_approval_promotion_and_rollback(office: Office, tmp_
     assert _told(outbox) == ["promoted"]
     version = judge_weights(office, tmp_path, "second", approvals=1)
     assert _told(outbox)[1:] == ["approval_needed"]
-    approve(MODEL, version, "mia", "better", office=office)
+    approve(MODEL, version, "mia", "better", desk=SIGNED_IN, office=office)
     promote(MODEL, version, "mia", office=office)
     rollback(MODEL, "max", "complaints", office=office)
     assert _told(outbox)[2:] == ["promoted", "rolled_back"]

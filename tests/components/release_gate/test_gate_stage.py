@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_office import KEY
 from tiny_release import MODEL, Evidence, digest_of_policy, make_evidence
 
 from components.release_gate import component as shells
@@ -21,12 +22,15 @@ from components.shared.artifacts import read_artifact
 from components.shared.champion import resolve_champion
 from components.shared.errors import ArtifactError, InputError, PlumblineError
 from components.shared.files import read_json
+from components.shared.ledger_table import database_url, open_engine
+from components.shared.review_key import register_key
 
 
 @pytest.fixture(autouse=True)
 def services(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLUMBLINE_DATABASE_URL", f"sqlite:///{tmp_path / 'plumbline.db'}")
     monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", str(tmp_path / "anchor"))
+    register_key(open_engine(database_url()), KEY)
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     monkeypatch.delenv("PLUMBLINE_ACTOR", raising=False)
 
@@ -124,8 +128,8 @@ def test_production_passes_people_and_then_waits_for_two_of_them(tmp_path: Path)
     waiting = run_promote(decision=str(tmp_path / "decision"))
     assert waiting["promoted"] is False
     assert "awaits approval: 0 of 2" in waiting["message"]
-    operations.approve(MODEL, "1", actor="alice", reason="good")
-    operations.approve(MODEL, "1", actor="bob", reason="good")
+    operations.approve(MODEL, "1", actor="alice", reason="good", key=KEY, signed_in=True)
+    operations.approve(MODEL, "1", actor="bob", reason="good", key=KEY, signed_in=True)
     assert run_promote(decision=str(tmp_path / "decision"))["promoted"]
 
 

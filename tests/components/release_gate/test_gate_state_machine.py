@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from killed_process import STORAGE_CALLS
 from sqlalchemy import text
-from tiny_office import Killed
+from tiny_office import KEY, SIGNED_IN, Killed
 from tiny_release import MODEL, make_policy, make_weights
 
 from components.release_gate import approvals
@@ -40,6 +40,7 @@ from components.shared.artifacts import read_artifact
 from components.shared.champion import resolve_champion
 from components.shared.errors import PlumblineError
 from components.shared.ledger_table import open_engine
+from components.shared.review_key import register_key
 
 WEIGHTS = ("one", "two", "three")
 PEOPLE = ("alice", "bob", "carol")
@@ -92,6 +93,7 @@ class LifeOfAModel(RuleBasedStateMachine):
         self.environment.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder / 'mlflow.db'}")
         self.environment.setenv("PLUMBLINE_DATABASE_URL", f"sqlite:///{self.folder / 'plumbline.db'}")
         self.environment.setenv("PLUMBLINE_LEDGER_ANCHOR", str(self.folder / "anchor"))
+        register_key(open_engine(os.environ["PLUMBLINE_DATABASE_URL"]), KEY)
         self.office: Office = open_office()
         self.had_champion = False
         self.evidence = 0
@@ -121,7 +123,11 @@ class LifeOfAModel(RuleBasedStateMachine):
 
     @rule(weights=_weights, person=_people, kill=_kills)
     def somebody_approves(self, weights: str, person: str, kill: Any) -> None:
-        self._on(weights, lambda version: approve(MODEL, version, person, "looked at it", office=self.office), kill)
+        self._on(
+            weights,
+            lambda version: approve(MODEL, version, person, "looked at it", desk=SIGNED_IN, office=self.office),
+            kill,
+        )
 
     @rule(weights=_weights, kill=_kills)
     def it_passes_both_approve_and_it_is_promoted(self, weights: str, kill: Any) -> None:
@@ -144,7 +150,9 @@ class LifeOfAModel(RuleBasedStateMachine):
         with pytest.MonkeyPatch.context() as later:
             later.setattr(approvals, "datetime", _NextYear)
             self._on(weights, lambda version: promote(MODEL, version, "pipeline", office=self.office), kill)
-            self._on(weights, lambda version: approve(MODEL, version, "bob", "late", office=self.office))
+            self._on(
+                weights, lambda version: approve(MODEL, version, "bob", "late", desk=SIGNED_IN, office=self.office)
+            )
 
     @rule(weights=_weights, verdict=st.sampled_from([Verdict.HOLD, Verdict.BLOCK, Verdict.ERROR]), kill=_kills)
     def it_fails_and_glass_is_broken(self, weights: str, verdict: Verdict, kill: Any) -> None:
@@ -274,7 +282,16 @@ class LifeOfAModel(RuleBasedStateMachine):
 
     def _both_approve(self, weights: str) -> None:
         for person in ("bob", "carol"):
-            self._on(weights, lambda version, who=person: approve(MODEL, version, who, "fine", office=self.office))
+            self._on(
+                weights,
+                lambda version, who=person: approve(MODEL, version, who, "fine", desk=SIGNED_IN, office=self.office),
+            )
+
+    def _approves(self, weights: str, person: str, kill: Any = None) -> None:
+        def act(version: str) -> object:
+            return approve(MODEL, version, person, "looked at it", desk=SIGNED_IN, office=self.office)
+
+        self._on(weights, act, kill)
 
     def _on(self, weights: str, action: Callable[[str], object], kill: Any = None) -> None:
         folder = self.folder / weights

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny_release import MODEL, make_policy, make_weights
 
+from components.release_gate.approvals import Desk
 from components.release_gate.office import Office, verify
 from components.release_gate.promotion import promote
 from components.release_gate.registry import Registry
@@ -15,12 +16,26 @@ from components.release_gate.releases import JudgedRelease, record_verdict, regi
 from components.release_gate.verdict import Verdict
 from components.shared.artifacts import read_artifact
 from components.shared.champion import resolve_champion
+from components.shared.review_key import ReviewKey
 
-__all__ = ["Killed", "check_agreement", "die", "judge_weights", "kill_at", "release_weights"]
+__all__ = ["KEY", "SIGNED_IN", "Killed", "check_agreement", "die", "judge_weights", "kill_at", "release_weights"]
+
+
+KEY = ReviewKey("the secret of this test's review service")
+SIGNED_IN = Desk(KEY, signed_in=True)
 
 
 def judge_weights(
-    office: Office, root: Path, weights: str, *, verdict: Verdict = Verdict.PROMOTE, approvals: int = 0, **extra: str
+    office: Office,
+    root: Path,
+    weights: str,
+    *,
+    verdict: Verdict = Verdict.PROMOTE,
+    approvals: int = 0,
+    command_line: bool = False,
+    raters: tuple[str, ...] = (),
+    evidence_at: str = "",
+    **extra: str,
 ) -> str:
     """Registers weights and records a verdict on them; returns the version."""
     folder = root / f"policy-{weights}"
@@ -30,8 +45,8 @@ def judge_weights(
     view = office.ledger.view(MODEL)
     champion = view.digest(view.champion) if view.champion else ""
     digests = {"candidate": artifact.digest, "champion": champion, "policy": "p", "evidence": "e", **extra}
-    policy = make_policy(release={"approvals_required": approvals})
-    judged = JudgedRelease(verdict, "because", digests, policy, "pipeline")
+    policy = make_policy(release={"approvals_required": approvals, "command_line_may_approve": command_line})
+    judged = JudgedRelease(verdict, "because", digests, policy, "pipeline", raters=raters, evidence_at=evidence_at)
     version = register(office, MODEL, artifact, judged)
     record_verdict(office, MODEL, version, judged)
     return version

@@ -224,8 +224,8 @@ def test_who_rated_the_evidence_does_not_approve_the_release(
     assert refused.status_code == 409
     assert "mia rated the evidence of this release" in refused.json()["error"]["problem"]
     assert moe.post(path, {"reason": "good", "binding": binding}).status_code == 200
-    with pytest.raises(PlumblineError, match="cannot be told whether ada rated"):
-        operations.approve(MODEL, version, actor="ada", reason="from the command line, without the key")
+    with pytest.raises(PlumblineError, match="takes approvals on the release's page only"):
+        operations.approve(MODEL, version, actor="ada", reason="from the command line")
 
 
 def test_a_policy_may_let_raters_approve_and_says_that_it_is_looser(
