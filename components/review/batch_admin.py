@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import quote
 
-from fastapi import APIRouter, File, Form, Query, Request, UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, File, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from components.human_eval.database import Closure
 from components.human_eval.settings import PEOPLE
 from components.human_eval.supervision import BatchReport
-from components.review.access import Manager, Reader, Review, ReviewOf
+from components.review.access import FORM_TOKEN, Manager, Reader, Review, ReviewOf
 from components.review.exchange import LABEL_STUDIO_CONFIG, Format, ImportReport, export_batch, import_labels
 from components.review.pages import redirect, render
 from components.shared.errors import InputError
@@ -29,13 +33,6 @@ class Closing(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reason: str = Field(min_length=1, max_length=1000)
-
-
-@api.post("/batches/{batch_id}/close")
-def close(batch_id: str, given: Closing, user: Manager, review: ReviewOf) -> Closure:
-    """Closes a batch: it takes no more answers."""
-    review.desk.plan(batch_id)  # refuses one that does not exist
-    return review.desk.database.close(batch_id, actor=user.login, reason=given.reason)
 
 
 class Returned(Closing):
@@ -55,6 +52,13 @@ class Adjudication(Closing):
 
     item_ids: list[str] = Field(min_length=1, max_length=100)
     votes: int = Field(default=2, ge=1, le=9)
+
+
+@api.post("/batches/{batch_id}/close")
+def close(batch_id: str, given: Closing, user: Manager, review: ReviewOf) -> Closure:
+    """Closes a batch: it takes no more answers."""
+    review.desk.plan(batch_id)  # refuses one that does not exist
+    return review.desk.database.close(batch_id, actor=user.login, reason=given.reason)
 
 
 @api.get("/batches/{batch_id}/report")
@@ -80,8 +84,8 @@ def dismiss(batch_id: str, given: Dismissal, user: Manager, review: ReviewOf) ->
 @api.post("/batches/{batch_id}/adjudicate")
 def adjudicate(batch_id: str, given: Adjudication, user: Manager, review: ReviewOf) -> BatchReport:
     """Sends items on which raters disagree to further raters."""
-    wanted = given.item_ids, given.votes
-    review.supervision.adjudicate(batch_id, wanted[0], votes=wanted[1], actor=user.login, reason=given.reason)
+    who = {"actor": user.login, "reason": given.reason}
+    review.supervision.adjudicate(batch_id, given.item_ids, votes=given.votes, **who)
     return review.supervision.report(batch_id)
 
 
@@ -118,59 +122,6 @@ def batch(request: Request, batch_id: str, user: Reader, review: ReviewOf) -> Re
     return render(request, "manage_batch.html", report=report, deadline=review.desk.database.deadline(batch_id))
 
 
-@pages.post("/batches/{batch_id}/return-skip")
-def return_skip_form(
-    request: Request,
-    batch_id: str,
-    user: Manager,
-    review: ReviewOf,
-    item_id: Annotated[str, Form()] = "",
-    reason: Annotated[str, Form()] = "",
-) -> Response:
-    """Gives a skipped item back."""
-    review.supervision.return_skip(batch_id, item_id, actor=user.login, reason=reason)
-    return redirect(request, f"/batches/{batch_id}")
-
-
-@pages.post("/batches/{batch_id}/dismiss")
-def dismiss_form(
-    request: Request,
-    batch_id: str,
-    user: Manager,
-    review: ReviewOf,
-    rater: Annotated[str, Form()] = "",
-    reason: Annotated[str, Form()] = "",
-) -> Response:
-    """Sets a rater's votes aside."""
-    review.supervision.dismiss(batch_id, rater, actor=user.login, reason=reason)
-    return redirect(request, f"/batches/{batch_id}")
-
-
-@pages.post("/batches/{batch_id}/adjudicate")
-def adjudicate_form(
-    request: Request,
-    batch_id: str,
-    user: Manager,
-    review: ReviewOf,
-    item_ids: Annotated[list[str] | None, Form()] = None,
-    votes: Annotated[int, Form()] = 2,
-    reason: Annotated[str, Form()] = "",
-) -> Response:
-    """Sends items to further raters."""
-    review.supervision.adjudicate(batch_id, item_ids or [], votes=votes, actor=user.login, reason=reason)
-    return redirect(request, f"/batches/{batch_id}")
-
-
-@pages.post("/batches/{batch_id}/close")
-def close_form(
-    request: Request, batch_id: str, user: Manager, review: ReviewOf, reason: Annotated[str, Form()] = ""
-) -> Response:
-    """Closes a batch."""
-    review.desk.plan(batch_id)
-    review.desk.database.close(batch_id, actor=user.login, reason=reason)
-    return redirect(request, "/batches")
-
-
 @pages.post("/batches/{batch_id}/import")
 def import_form(
     request: Request, batch_id: str, user: Manager, review: ReviewOf, file: Annotated[UploadFile, File()]
@@ -182,6 +133,50 @@ def import_form(
         raise InputError(f"is not JSON: {error}.", where=file.filename or "import") from error
     report = import_labels(review.desk, batch_id, content, pseudonym_of=review.pseudonym_of)
     return _show(request, review, report)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What a form asks for: what it must hold, who does it (the API's own function), and what is shown then."""
+
+    holds: type[Closing]
+    does: Callable[..., Any]
+    shows: str = "/batches/{batch_id}"
+
+
+_MOVES = {
+    "close": _Move(Closing, close, "/batches"),
+    "return-skip": _Move(Returned, return_skip),
+    "dismiss": _Move(Dismissal, dismiss),
+    "adjudicate": _Move(Adjudication, adjudicate),
+}
+
+
+async def _read(request: Request) -> dict[str, Any]:
+    form = await request.form()
+    sent: dict[str, Any] = {name: form.get(name) for name in form if name not in (FORM_TOKEN, "item_ids")}
+    return sent | ({"item_ids": form.getlist("item_ids")} if "item_ids" in form else {})
+
+
+@pages.post("/batches/{batch_id}/{move}")
+def move_form(
+    request: Request,
+    batch_id: str,
+    move: str,
+    user: Manager,
+    review: ReviewOf,
+    sent: Annotated[dict[str, Any], Depends(_read)],
+) -> Response:
+    """Closes a batch, gives a skipped item back, dismisses a rater, sends items to further raters."""
+    wanted = _MOVES.get(move)
+    if wanted is None:
+        raise InputError(f"{move!r} is no move.", hint=f"There are {', '.join(_MOVES)}.")
+    try:
+        given = wanted.holds.model_validate(sent)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    wanted.does(batch_id, given, user, review)
+    return redirect(request, wanted.shows.format(batch_id=quote(batch_id, safe="")))
 
 
 def _show(request: Request, review: Review, report: ImportReport | None = None) -> Response:

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.review.access import Manager, Reader, ReviewOf
 from components.review.releases import ModelState, ReleaseState, release_as_json
 
-__all__ = ["router"]
+__all__ = ["LONGEST_REASON", "router"]
+
+LONGEST_REASON = 4000
 
 router = APIRouter(prefix="/api/v1", tags=["releases"])
 
@@ -20,7 +22,7 @@ class Reason(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: str = Field(min_length=1, max_length=4000)
+    reason: str = Field(min_length=1, max_length=LONGEST_REASON)
 
 
 class Approval(Reason):

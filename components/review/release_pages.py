@@ -12,6 +12,7 @@ from starlette.responses import Response
 from components.release_gate.signatures import same_name
 from components.review.access import Manager, Reader, ReviewOf
 from components.review.pages import redirect, render
+from components.review.release_api import LONGEST_REASON
 from components.review.releases import ReleaseView
 from components.shared.errors import InputError
 from components.shared.report import badge, figures, format_interval, format_number, svg_panels, table
@@ -52,7 +53,7 @@ def decide(
     move: str,
     user: Manager,
     review: ReviewOf,
-    reason: Annotated[str, Form()] = "",
+    reason: Annotated[str, Form(max_length=LONGEST_REASON)] = "",
     binding: Annotated[str, Form()] = "",
 ) -> Response:
     """Approves, rejects or rolls back, and shows the release as it is then."""

@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,33 +11,8 @@ from components.report.notice import WEBHOOK_VARIABLE, Notice, build_notice, del
 from components.report.stage import publish_end
 from components.shared.tracking import pipeline_run_id, stage_run
 
-
-@contextmanager
-def _receiver(*answers: int) -> Iterator[tuple[str, list[tuple[dict[str, str], dict[str, str]]]]]:
-    """A receiver on loopback that gives these status codes in turn (the last one for ever); 0 hangs up."""
-    received: list[tuple[dict[str, str], dict[str, str]]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            received.append((dict(self.headers), json.loads(body)))
-            answer = answers[min(len(received), len(answers)) - 1]
-            if answer:
-                self.send_response(answer)
-                self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Keeps the test's output clean."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook/secret-token", received
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from webhook_receiver import receive
 
 
 def _make_notice(**overrides: str | None) -> Notice:
@@ -55,36 +27,37 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_notice_reaches_the_receiver_as_json_that_slack_understands() -> None:
-    with _receiver(200) as (url, received):
+    with receive(200) as (url, received):
         assert deliver(_make_notice(), url)
-    headers, body = received[0]
+    (body,) = received
+    headers = body.headers
     assert headers["Content-Type"] == "application/json"
     assert body["text"] == "Plumbline run run-1 of demo: FAILED. boom"
     assert headers["Idempotency-Key"] == body["id"]
 
 
 def test_a_busy_receiver_is_tried_again_with_the_same_id() -> None:
-    with _receiver(503, 0, 200) as (url, received):
+    with receive(503, 0, 200) as (url, received):
         assert deliver(_make_notice(), url, pause_seconds=0.0)
     assert len(received) == 3
-    assert len({body["id"] for _, body in received}) == 1
+    assert len({body["id"] for body in received}) == 1
 
 
 def test_a_receiver_that_stays_down_is_given_up_without_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    with _receiver(500) as (url, received):
+    with receive(500) as (url, received):
         assert not deliver(_make_notice(), url, pause_seconds=0.0)
     assert len(received) == 3
     assert "given up" in caplog.text
 
 
 def test_a_refusal_is_not_repeated() -> None:
-    with _receiver(403) as (url, received):
+    with receive(403) as (url, received):
         assert not deliver(_make_notice(), url, pause_seconds=0.0)
     assert len(received) == 1
 
 
 def test_nobody_listening_is_not_an_error() -> None:
-    with _receiver(200) as (url, _):
+    with receive(200) as (url, _):
         pass
     assert not deliver(_make_notice(), url, pause_seconds=0.0)
 
@@ -96,7 +69,7 @@ def test_an_address_that_is_not_http_is_refused(url: str) -> None:
 
 def test_the_address_which_may_hold_a_secret_is_never_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with _receiver(500) as (url, _):
+    with receive(500) as (url, _):
         deliver(_make_notice(), url, pause_seconds=0.0)
     assert "secret-token" not in caplog.text
 
@@ -148,10 +121,10 @@ def test_the_last_step_logs_delivers_and_closes_the_tracking_run(
     monkeypatch.setenv("PLUMBLINE_RUN_ID", "run-9")
     parent = pipeline_run_id()
     assert parent is not None
-    with _receiver(200) as (url, received):
+    with receive(200) as (url, received):
         monkeypatch.setenv(WEBHOOK_VARIABLE, url)
         finish_run(state="FAILED", error_message="boom", resource_name="job-1", model_name="demo")
-    assert received[0][1]["run_id"] == "run-9"
+    assert received[0]["run_id"] == "run-9"
     assert "Plumbline run run-9 of demo: FAILED." in caplog.text
     assert MlflowClient().get_run(parent).info.status == "FAILED"
 

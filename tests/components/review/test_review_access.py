@@ -268,6 +268,10 @@ def test_a_manager_sees_what_a_batch_waits_for_and_gives_a_skip_back(
     ann.post(f"/api/v1/tasks/{task['task_id']}/skip", {})
     page = mia.get(f"/batches/{batch}").text
     assert "1 more rater is wanted" in page
+    until = f"{database.deadline(batch):%Y-%m-%d %H:%M} UTC"
+    assert f"open until {until}" in page
+    assert f"Open until {until}" in mia.get("/batches").text
+    assert f"Open until {until}" in ann.get("/rate").text
     assert "Give it back" in page
     assert "Give it back" not in ada.get(f"/batches/{batch}").text
     item = mia.get(f"/api/v1/batches/{batch}/report").json()["stuck"][0]["item_id"]
@@ -276,6 +280,28 @@ def test_a_manager_sees_what_a_batch_waits_for_and_gives_a_skip_back(
     assert ann.get(f"/api/v1/batches/{batch}/report").status_code == 403
     assert "Give it back" not in mia.form(f"/batches/{batch}/return-skip", given).text
     assert ann.post(f"/api/v1/batches/{batch}/next").json()["task"]["task_id"] == task["task_id"]
+
+
+@pytest.mark.parametrize(
+    ("move", "form", "said"),
+    [
+        ("close", {"reason": ""}, "at least 1 character"),
+        ("close", {"reason": "x" * 1001}, "at most 1000 characters"),
+        ("return-skip", {"reason": "please"}, "item_id"),
+        ("adjudicate", {"reason": "look", "item_ids": "item-0", "votes": "1000000"}, "less than or equal to 9"),
+        ("adjudicate", {"reason": "look"}, "item_ids"),
+        ("dismiss", {"reason": "gone", "rater": "r", "actor": "somebody else"}, "actor"),
+        ("open", {"reason": "again"}, "is no move"),
+    ],
+)
+def test_a_form_is_held_to_what_the_api_is_held_to(
+    database: EvidenceDatabase, database_url: str, move: str, form: dict[str, str], said: str
+) -> None:
+    batch, mia = open_batch(database, n_pairs=1), Client(make_service(database_url), "mia")
+    answer = mia.form(f"/batches/{batch}/{move}", form)
+    assert answer.status_code == 422
+    assert said in answer.text
+    assert database.closure(batch) is None
 
 
 def test_a_page_that_goes_wrong_shows_no_more_than_it_must(

@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-__all__ = ["receive"]
+__all__ = ["Received", "receive"]
+
+
+class Received(dict[str, str]):
+    """A body that came, and with which headers."""
+
+    def __init__(self, body: dict[str, str], headers: dict[str, str]) -> None:
+        super().__init__(body)
+        self.headers = headers
 
 
 @contextmanager
-def receive(*answers: int, location: str = "/") -> Iterator[tuple[str, list[dict[str, str]]]]:
+def receive(*answers: int, location: str = "/") -> Iterator[tuple[str, list[Received]]]:
     """Gives these status codes in turn (the last one for ever); 0 hangs up.
 
     Args:
@@ -22,11 +30,12 @@ def receive(*answers: int, location: str = "/") -> Iterator[tuple[str, list[dict
     Yields:
         Its address, and the bodies that it got.
     """
-    received: list[dict[str, str]] = []
+    received: list[Received] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            received.append(Received(body, dict(self.headers)))
             answer = answers[min(len(received), len(answers)) - 1]
             if answer:
                 self.send_response(answer)
@@ -35,7 +44,7 @@ def receive(*answers: int, location: str = "/") -> Iterator[tuple[str, list[dict
                 self.end_headers()
 
         def do_GET(self) -> None:
-            received.append({"asked for": self.path})
+            received.append(Received({"asked for": self.path}, dict(self.headers)))
             self.send_response(200)
             self.end_headers()
 
@@ -46,7 +55,7 @@ def receive(*answers: int, location: str = "/") -> Iterator[tuple[str, list[dict
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/hook", received
+        yield f"http://127.0.0.1:{server.server_port}/hook/secret-token", received
     finally:
         server.shutdown()
         server.server_close()
