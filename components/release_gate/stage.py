@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from components.release_gate.announcements import SCRATCH_SUFFIX
 from components.release_gate.awaiting import Awaited, read_awaited, record_order
 from components.release_gate.criteria import judge_all
 from components.release_gate.decision import decision_of, judged_release
@@ -185,6 +186,9 @@ def run_gate(
 
 
 def _judge(task: _Task, output: str) -> dict[str, Any]:
+    if task.model.endswith(SCRATCH_SUFFIX):
+        hint = f"Give it another name: {SCRATCH_SUFFIX} marks the models of rollback drills, of which nobody is told."
+        raise InputError(f"cannot end in {SCRATCH_SUFFIX}.", where=f"model {task.model}", hint=hint)
     rules, office = load_policy_file(task.policy), open_office()
     with stage_run("release_gate", settings={"policy": rules.name, "mode": task.mode}, seed=task.seed) as tracked:
         subject, case = task.open(office, rules)

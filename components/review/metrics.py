@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.human_eval.desk import RatingDesk
 from components.review.release_metrics import ReleaseMetrics
 from components.review.watch import Watch
+from components.shared.errors import PlumblineError
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
+
+_logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,9 +49,8 @@ class Metrics:
         self.decisions = Counter(
             "plumbline_review_decisions", "Decisions on releases.", ["action"], registry=self._registry
         )
-        self._registry.register(_Batches(desk))
-        self._registry.register(_Watched(watch))
-        self._registry.register(ReleaseMetrics())
+        for collector in (_Batches(desk), _Watched(watch), ReleaseMetrics()):
+            self._registry.register(_AsFarAsItAnswers(collector))
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""
@@ -76,6 +80,25 @@ class Metrics:
                 self._seconds.labels(method, route).observe(time.perf_counter() - started)
 
         return watched
+
+
+class _AsFarAsItAnswers(Collector):
+    """The figures of a collector up to where a database refuses: the others must be told, then most of all."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def describe(self) -> list[Metric]:
+        """Nothing: a service whose database is away still starts."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """What the collector yields."""
+        try:
+            yield from self._collector.collect()
+        except (PlumblineError, SQLAlchemyError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            _logger.warning("%s tells no (more) figures: %s", type(self._collector).__name__.strip("_"), reason)
 
 
 class _Batches(Collector):

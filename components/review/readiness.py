@@ -8,8 +8,10 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooSlow
+from http.client import HTTPException
 
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from components.human_eval.database import EvidenceDatabase
 from components.release_gate.ledger import open_ledger
@@ -59,8 +61,8 @@ class Readiness:
                 faults[name] = f"no answer within {self._patience:g} s."
             except PlumblineError as error:
                 faults[name] = error.problem
-            except OSError as error:
-                faults[name] = f"does not answer: {error}."
+            except (OSError, HTTPException, SQLAlchemyError) as error:
+                faults[name] = f"does not answer: {str(error).partition(chr(10))[0] or type(error).__name__}."
         return faults
 
     def _database_answers(self) -> None:

@@ -14,6 +14,7 @@ from datetime import datetime
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 
 from components.release_gate.entries import LedgerView
 from components.release_gate.office import Office, open_office
@@ -47,6 +48,7 @@ class ReleaseMetrics(Collector):
         self._lock = threading.Lock()
         self._aliases: dict[str, str | None] | None = None
         self._up: bool | None = None
+        self._asking: threading.Thread | None = None
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Nothing: a service whose database is away still starts and tells the other figures."""
@@ -57,8 +59,8 @@ class ReleaseMetrics(Collector):
         try:
             office = self._office()
             views = [office.ledger.view(model) for model in office.ledger.models()]
-        except PlumblineError as error:
-            _logger.warning("No figures of releases: %s", error)
+        except (PlumblineError, SQLAlchemyError) as error:
+            _logger.warning("No figures of releases: %s", str(error).partition("\n")[0])
             return
         self._ask_registry(office, [view.model for view in views])
         yield _releases(views)
@@ -87,8 +89,12 @@ class ReleaseMetrics(Collector):
         with self._lock:
             if time.monotonic() - self._asked < self._seconds:
                 return
+            if self._asking is not None and self._asking.is_alive():  # it hangs: one thread waits for it, not many
+                self._up = False
+                return
             self._asked = time.monotonic()
-        threading.Thread(target=self._read_aliases, args=(office, models), daemon=True).start()
+            self._asking = threading.Thread(target=self._read_aliases, args=(office, models), daemon=True)
+            self._asking.start()
 
     def _read_aliases(self, office: Office, models: list[str]) -> None:
         try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from review_world import SECRET, Client, make_service, make_settings, open_batch
+from sqlalchemy.exc import OperationalError
 
 from components.human_eval.database import EvidenceDatabase
 from components.review.app import create_app
@@ -226,6 +228,43 @@ def test_a_service_whose_registry_is_missing_is_not_ready(database_url: str, mon
     response = Client(make_service(database_url), None).get("/readyz")
     assert response.status_code == 503
     assert response.json() == {"ready": False, "mlflow": "the model registry is not set."}
+
+
+def test_figures_that_need_no_database_are_told_while_it_is_down(
+    database: EvidenceDatabase, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_service(database_url)
+    probe = Client(app, None)
+    probe.get("/healthz")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError("SELECT 1", {}, Exception("the server has gone away"))
+
+    monkeypatch.setattr(database.engine, "connect", refuse)
+    answer = probe.get("/metrics")
+    assert answer.status_code == 200
+    assert 'route="/healthz"' in answer.text
+    assert "plumbline_review_last_watch_timestamp_seconds" in answer.text
+    assert "plumbline_release_gate_error" not in answer.text
+    assert probe.get("/readyz").status_code == 503
+
+
+def test_a_server_that_answers_rubbish_is_not_ready(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as rubbish:
+        rubbish.bind(("127.0.0.1", 0))
+        rubbish.listen(1)
+
+        def answer() -> None:
+            connection, _ = rubbish.accept()
+            connection.recv(4096)
+            connection.sendall(b"no http at all\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{rubbish.getsockname()[1]}")
+        response = Client(make_service(database_url), None).get("/readyz")
+    assert response.status_code == 503
+    assert set(response.json()) == {"ready", "mlflow"}
 
 
 def test_a_tracking_server_that_hangs_is_named_soon_and_is_not_asked_at_every_knock(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,26 @@ def test_a_champion_that_the_registry_serves_is_told_as_served_and_a_lost_alias_
     assert _settled(metrics)["plumbline_release_registry_up"] == {(): 1.0}
     office.sync_aliases(MODEL)
     assert _settled(metrics)["plumbline_release_champion_served"] == {(MODEL,): 1.0}
+
+
+def test_a_registry_that_hangs_is_down_and_one_thread_waits_for_it(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_weights(office, tmp_path, "first")
+    answers, asked = threading.Event(), []
+
+    def hang(_registry: object, model: str) -> dict[str, str]:
+        asked.append(model)
+        answers.wait(30)
+        return {"champion": "1"}
+
+    monkeypatch.setattr("components.release_gate.registry.Registry.aliases", hang)
+    metrics = ReleaseMetrics(lambda: office, registry_seconds=0.0)
+    for _ in range(5):
+        figures = _read(metrics)
+    assert len(asked) == 1
+    assert figures["plumbline_release_registry_up"] == {(): 0.0}
+    answers.set()
 
 
 def test_a_model_that_never_was_live_misses_no_champion(office: Office, tmp_path: Path) -> None:
