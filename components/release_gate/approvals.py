@@ -92,20 +92,14 @@ def approve(
         ended = lapse(view, version)
         if ended is not None:
             return [ended]
-        if binding is not None and binding != asked.data["binding"]:
-            raise ApprovalError(
-                "the verdict has changed since you looked at it; nothing was approved.",
-                where=f"{model} version {version}",
-                hint="Look at the new evidence first.",
-            )
         where = f"{model} version {version}"
+        if binding is not None and binding != asked.data["binding"]:
+            problem = "the verdict has changed since you looked at it; nothing was approved."
+            raise ApprovalError(problem, where=where, hint="Look at the new evidence first.")
         _require_standing(asked, desk, where=where)
         _require_another(view, version, actor, given, desk, where=where)
         _require_no_rater(asked, actor, desk.key, where=where)
-        details = {"binding": asked.data["binding"], "given_at": "review service" if desk.signed_in else "command line"}
-        if desk.signed_in and desk.key:
-            details["signature"] = desk.key.sign(statement_of(asked, actor, reason))
-        moves = [Move(version, Event.APPROVE, actor, reason, asked.evidence_digests, details)]
+        moves = [_approval(asked, actor, reason, desk)]
         return moves + _clear_if_enough(version, asked, [*(entry.actor for entry in given), actor])
 
     view, added = office.record(model, plan)
@@ -173,6 +167,13 @@ def _verdict(view: LedgerView, version: str) -> Entry:
     if entry is None:
         raise ApprovalError("has no verdict that could be acted on.", where=f"{view.model} version {version}")
     return entry
+
+
+def _approval(asked: Entry, actor: str, reason: str, desk: Desk) -> Move:
+    details = {"binding": asked.data["binding"], "given_at": "review service" if desk.signed_in else "command line"}
+    if desk.signed_in and desk.key:
+        details["signature"] = desk.key.sign(statement_of(asked, actor, reason))
+    return Move(asked.version, Event.APPROVE, actor, reason, asked.evidence_digests, details)
 
 
 def _require_standing(asked: Entry, desk: Desk, *, where: str) -> None:

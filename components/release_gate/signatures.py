@@ -78,7 +78,7 @@ def _counted(asked: Entry, given: list[Entry]) -> list[Entry]:
 def _counts(asked: Entry, entry: Entry) -> bool:
     if "approval_key" not in asked.data:  # of a gate that knew no keys
         return True
-    if entry.data.get("signature"):
+    if entry.data.get("signature") and asked.data["approval_key"]:
         return is_signed_approval(asked, entry)
     return bool(asked.data["command_line_may_approve"])
 

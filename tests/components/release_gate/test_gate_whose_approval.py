@@ -177,6 +177,17 @@ def test_a_release_that_was_judged_before_any_service_was_started_is_judged_agai
     assert approve(MODEL, version, "alice", "good", desk=SIGNED_IN, office=office) is State.APPROVED
 
 
+def test_where_names_may_be_typed_an_approval_of_the_page_counts_without_a_known_key_too(
+    office: Office, tmp_path: Path
+) -> None:
+    with open_engine(database_url()).begin() as connection:
+        connection.execute(text("DROP TABLE review_keys"))
+    version = judge_weights(office, tmp_path, "one", approvals=1, command_line=True)
+    assert approve(MODEL, version, "alice", "good", desk=SIGNED_IN, office=office) is State.APPROVED
+    assert promote(MODEL, version, "alice", office=office).changed
+    assert verify(MODEL, office=office).problems == []
+
+
 def test_approvals_of_a_gate_that_knew_no_keys_still_count(office: Office, tmp_path: Path) -> None:
     version = judge_weights(office, tmp_path, "one", verdict=Verdict.HOLD)
     old = {"binding": "b", "approvals_required": 2, "champion": "", "expires_at": "2999-01-01T00:00:00+00:00"}
