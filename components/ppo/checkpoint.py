@@ -99,19 +99,23 @@ class CheckpointStore:
             self._publish()
         return final
 
-    def load_latest(self) -> TrainingState | None:
-        """The newest complete checkpoint, or None.
-
-        Raises:
-            CheckpointMismatchError: It belongs to a training with other inputs, settings or seed; the error names them.
-        """
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
         for _, path in reversed(self._checkpoints()):
             if fault := _fault(path):
                 logger.warning("%s: %s; trying the one before it.", path, fault)
                 continue
-            self._require_same_identity(path)
-            return _load(path)
+            return path
         return None
+
+    def load(self, checkpoint: Path) -> TrainingState:
+        """A checkpoint's state.
+
+        Raises:
+            CheckpointMismatchError: It belongs to a training with other inputs, settings or seed; the error names them.
+        """
+        self._require_same_identity(checkpoint)
+        return _load(checkpoint)
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in self.folder.iterdir())

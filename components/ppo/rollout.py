@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from components.ppo.models import ActorCritic
 from components.ppo.settings import PPOSettings
-from components.ppo.world import World
 from components.shared.generation import Generation, generate
 from components.shared.policy_optimization import EncodedPrompt
+from components.shared.world import World
 
 __all__ = ["EncodedPrompt", "PromptCursor", "Rollout", "sample_rollout"]
 

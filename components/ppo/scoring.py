@@ -17,7 +17,7 @@ from components.ppo.rewards import Rewards
 from components.ppo.rollout import Rollout
 from components.ppo.settings import PPOSettings
 from components.ppo.sharding import all_finite
-from components.ppo.world import World
+from components.shared.world import World
 
 __all__ = ["Scores", "require_finite", "score_rollout"]
 

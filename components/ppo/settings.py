@@ -262,8 +262,8 @@ class PPOSettings(StrictModel):
         minibatches: Optimizer steps a pass. 1 where episodes are few: noise costs more than steps gain.
         microbatch: Episodes a forward pass; memory only, the gradient does not depend on it.
         processes: Processes on this machine that share the work of a step, one a GPU; results differ from those of one
-            process by rounding only. Over several machines, start `components.ppo.launch` with `torchrun`.
-        trainjob: Several machines by Kubeflow Trainer: the step makes a TrainJob of `components.ppo.launch` and follows
+            process by rounding only. Over several machines, start `components.ppo.stage` with `torchrun`.
+        trainjob: Several machines by Kubeflow Trainer: the step makes a TrainJob of `components.ppo.stage` and follows
             it. Absent: the step trains in its own pod.
         sharding: What processes hold of the decoder layers' weights. `none`: all of them; `zero3`: a shard, a layer is
             gathered while it runs (least memory); `zero2`: gathered layers are kept between forward and backward pass

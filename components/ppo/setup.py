@@ -16,7 +16,6 @@ from components.ppo.rollout import EncodedPrompt
 from components.ppo.settings import PPOSettings, RewardSettings
 from components.ppo.sharding import Sharding
 from components.ppo.trainer import PPOTrainer
-from components.ppo.world import World
 from components.shared.artifacts import Artifact
 from components.shared.errors import InputError
 from components.shared.files import read_json
@@ -37,6 +36,7 @@ from components.shared.policy_optimization import (
     require_room,
     require_same_vocabulary,
 )
+from components.shared.world import World
 
 __all__ = [
     "build_models",

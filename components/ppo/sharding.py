@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from components.ppo.world import World
 from components.shared.errors import InputError
+from components.shared.world import World
 
 __all__ = [
     "Sharding",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,25 +22,30 @@ from transformers import PreTrainedTokenizerBase
 
 from components.ppo.checkpoint import CheckpointStore
 from components.ppo.history import metrics_of_row, summarise
-from components.ppo.launch import is_launched, launch, launch_on_nodes
 from components.ppo.settings import PPOSettings, RewardSettings
 from components.ppo.setup import build_trainer
 from components.ppo.trainer import PPOTrainer
-from components.ppo.world import World
 from components.shared.artifact_sources import open_artifact
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.code_version import code_version
-from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl
-from components.shared.hf_checkpoints import CHECKPOINTS_VARIABLE, TrainingFolder, held_training_folder, training_folder
+from components.shared.hf_checkpoints import TrainingFolder, joint_training_folder, resume_point
+from components.shared.launch import Stage, launched, main
 from components.shared.models import read_policy_record, seed_everything
 from components.shared.plugins import plug_in_digest
 from components.shared.progress import report
 from components.shared.settings import parse_settings
-from components.shared.termination import graceful_termination
+from components.shared.termination import StoppedTogether, graceful_termination
 from components.shared.tracking import StageRun, stage_run
+from components.shared.world import World
 
-__all__ = ["run"]
+__all__ = ["STAGE", "run"]
+
+STAGE = Stage(
+    name="ppo",
+    inputs=("policy", "reward_model", "dataset"),
+    outputs=("output_policy", "output_checkpoints", "output_history"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +88,11 @@ def run(
     arguments = dict(locals())
     chosen = parse_settings(settings, PPOSettings, where="ppo")
     arguments["settings"] = chosen.model_dump(mode="json")
-    if chosen.trainjob is not None and not is_launched():
-        return launch_on_nodes(arguments, chosen.trainjob)
-    if chosen.processes > 1 and not is_launched():
-        return launch(arguments, processes=chosen.processes)
-    world = World.join()
-    try:
+    result = launched(STAGE, arguments, processes=chosen.processes, trainjob=chosen.trainjob)
+    if result is not None:
+        return result
+    with World.joined() as world:
         return _run(chosen, world, **arguments)
-    finally:
-        world.leave()
 
 
 def _run(
@@ -113,8 +115,8 @@ def _run(
     }
     with (
         _further_reward_models(chosen.reward) as further,
-        _tracked(world, settings, seed) as tracking,
-        _folder(world, identity := _identity(inputs, further, chosen, seed)) as folder,
+        stage_run("ppo", settings=settings, seed=seed, told=world.is_main) as tracking,
+        joint_training_folder(world, identity := _identity(inputs, further, chosen, seed)) as folder,
     ):
         digests = identity["inputs"]
         seed_everything(seed)
@@ -124,7 +126,7 @@ def _run(
         origin = {"base_model": read_policy_record(policy)["base_model"], "base_digest": digests["policy"]}
         snapshots = _Snapshots(folder.path / "snapshots", trainer, tokenizer, origin)
         store = CheckpointStore(folder.path / "resume", identity, publish=folder.publish) if folder.durable else None
-        _resume(trainer, store)
+        _resume(trainer, store, folder)
         _train(trainer, store, snapshots, tracking)
         if not world.is_main:
             trainer.models.save_candidate(tokenizer, None, origin=origin, step=trainer.updates)
@@ -163,28 +165,6 @@ def _identity(
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
     }
-
-
-@contextmanager
-def _tracked(world: World, settings: dict[str, Any], seed: int) -> Iterator[StageRun]:
-    """The stage's MLflow run; a process that is not the first logs nowhere."""
-    if not world.is_main:
-        yield StageRun()
-        return
-    with stage_run("ppo", settings=settings, seed=seed) as tracking:
-        yield tracking
-
-
-@contextmanager
-def _folder(world: World, identity: dict[str, Any]) -> Iterator[TrainingFolder]:
-    """The folder of resume checkpoints: the first process holds it, the others read in it once it is there."""
-    if world.is_main:
-        with training_folder(identity) as folder:
-            world.wait()
-            yield folder
-    else:
-        world.wait()
-        yield held_training_folder(identity)
 
 
 def _write_history(trainer: PPOTrainer, output: str, shared: dict[str, Any]) -> dict[str, Any]:
@@ -229,16 +209,12 @@ class _Snapshots:
         return self._folder / _SNAPSHOT.format(step)
 
 
-def _resume(trainer: PPOTrainer, store: CheckpointStore | None) -> None:
-    state = store.load_latest() if store is not None else None
-    step = state.step if state is not None else 0
-    if trainer.world.differs(step, device=trainer.models.device):
-        raise InputError(
-            f"the processes do not see the same checkpoints: number {trainer.world.rank} sees step {step}.",
-            where=CHECKPOINTS_VARIABLE,
-            hint="Over several machines it must be a folder that all of them mount.",
-        )
-    if state is not None:
+def _resume(trainer: PPOTrainer, store: CheckpointStore | None, folder: TrainingFolder) -> None:
+    if store is None:
+        return
+    checkpoint = resume_point(trainer.world, folder, store.newest)
+    if checkpoint is not None:
+        state = trainer.world.together(lambda: store.load(checkpoint))
         trainer.load_state(state)
         logger.info("resuming after step %d of %d.", state.step, trainer.settings.steps)
 
@@ -260,7 +236,7 @@ def _train(trainer: PPOTrainer, store: CheckpointStore | None, snapshots: _Snaps
             stop_requested=lambda: world.any(termination.requested, device=trainer.models.device),
         )
         if not trainer.done:
-            termination.exit()
+            raise StoppedTogether
 
 
 def _report(row: dict[str, Any], settings: PPOSettings) -> None:
@@ -276,3 +252,7 @@ def _report(row: dict[str, Any], settings: PPOSettings) -> None:
         tokens=row["response_tokens"],
         tokens_per_second=row["tokens_per_second"],
     )
+
+
+if __name__ == "__main__":
+    main(STAGE, sys.argv[1])

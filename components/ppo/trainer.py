@@ -36,8 +36,8 @@ from components.ppo.scoring import Scores, require_finite, score_rollout
 from components.ppo.settings import PPOSettings
 from components.ppo.sharding import gather, load_parts, parts, parts_of
 from components.ppo.update import Updater, UpdateStatistics
-from components.ppo.world import World
 from components.shared.errors import InputError
+from components.shared.world import World
 
 __all__ = ["PPOTrainer", "learning_rate_factor"]
 

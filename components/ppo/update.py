@@ -23,7 +23,7 @@ from components.ppo.rollout import Rollout
 from components.ppo.scoring import Scores, require_finite
 from components.ppo.settings import PPOSettings
 from components.ppo.sharding import clip_gradients, gather_optimizer, is_sharded, load_optimizer
-from components.ppo.world import World
+from components.shared.world import World
 
 __all__ = ["UpdateStatistics", "Updater"]
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from components.shared.settings import StrictModel
-from components.shared.training_settings import TrainingSettings
+from components.shared.training_settings import JointTrainingSettings
 
 __all__ = [
     "ANSWER",
@@ -110,7 +110,7 @@ class CheckSettings(StrictModel):
     )
 
 
-class RewardModelSettings(TrainingSettings):
+class RewardModelSettings(JointTrainingSettings):
     """Training and checks of the reward model."""
 
     epochs: float = Field(

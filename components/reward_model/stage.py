@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,22 @@ from components.reward_model.evaluate import Evaluation, evaluate
 from components.reward_model.pairs import Pair, read_pairs
 from components.reward_model.settings import RewardModelSettings
 from components.reward_model.train import make_trainer
-from components.shared.artifacts import Artifact, read_artifact, write_artifact
+from components.shared.artifacts import Artifact, Draft, read_artifact, write_artifact
 from components.shared.code_version import code_version
 from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl
-from components.shared.hf_checkpoints import TrainingFolder, training_folder
+from components.shared.hf_checkpoints import TrainingFolder, joint_training_folder
 from components.shared.hf_training import Termination, graceful_termination, train_to_end, weights_dtype
+from components.shared.launch import Stage, launched, main
 from components.shared.models import load_reward_model, load_tokenizer, save_reward_model, seed_everything
 from components.shared.scoring import rewards
 from components.shared.settings import parse_settings
 from components.shared.tracking import StageRun, stage_run
+from components.shared.world import World
 
-__all__ = ["run"]
+__all__ = ["STAGE", "run"]
 
+STAGE = Stage(name="reward_model", inputs=("policy", "dataset"), outputs=("output",))
 _TRAIN_SPLITS = ("train", "divergence")
 
 logger = logging.getLogger(__name__)
@@ -63,28 +68,56 @@ def run(
         InputError: Settings, policy or data cannot be used.
         PlumblineError: Training failed.
     """
+    arguments = dict(locals())
     chosen = parse_settings(settings, RewardModelSettings, where="reward_model")
     if train_split not in _TRAIN_SPLITS:
         raise InputError(f"is {train_split!r}, not 'train' or 'divergence'.", where="reward_model.train_split")
+    arguments["settings"] = chosen.model_dump(mode="json")
+    result = launched(STAGE, arguments, processes=chosen.processes, trainjob=chosen.trainjob)
+    if result is not None:
+        return result
     job = _Job(read_artifact(policy, "policy"), read_artifact(dataset, "dataset"), train_split, seed, chosen)
+    with World.joined() as world:
+        return _run(job, world, output)
+
+
+def _run(job: _Job, world: World, output: str | Path) -> dict[str, Any]:
+    """One of the processes; the first writes and tells."""
     with (
         graceful_termination() as termination,
-        stage_run(job.label, settings=chosen.model_dump(), seed=seed) as tracking,
-        training_folder(job.identity) as folder,
-        write_artifact(
-            output, "reward_model", inputs=job.inputs, settings=job.settings_json, stage="reward_model"
-        ) as draft,
+        stage_run(job.label, settings=job.settings_json, seed=job.seed, told=world.is_main) as tracking,
+        joint_training_folder(world, job.identity) as folder,
+        _target(job, world, output) as draft,
     ):
-        seed_everything(seed)
+        seed_everything(job.seed)
         tokenizer = load_tokenizer(job.policy.path)
         heldout = job.read_pairs("heldout", tokenizer)
-        steps = _train(job, tokenizer, draft.path, folder, tracking, termination)
-        evaluation = _evaluate(job, tokenizer, draft.path, heldout)
-        metadata = _metadata(job, evaluation, steps=steps)
-        draft.metadata.update(metadata)
+        steps = _train(job, tokenizer, draft, folder, tracking, termination, world)
+
+        def judge() -> dict[str, Any]:
+            if draft is None:
+                return {}
+            evaluation = _evaluate(job, tokenizer, draft.path, heldout)
+            _log_outcome(job.label, evaluation)
+            return _metadata(job, evaluation, steps=steps)
+
+        metadata = world.together(judge)
+        if draft is not None:
+            draft.metadata.update(metadata)
         tracking.log_metrics({name: value for name, value in metadata.items() if isinstance(value, int | float)})
-    _log_outcome(job.label, evaluation)
-    return {"digest": read_artifact(output, "reward_model").digest, **metadata}
+    return {"digest": read_artifact(output, "reward_model").digest, **metadata} if world.is_main else {}
+
+
+@contextmanager
+def _target(job: _Job, world: World, output: str | Path) -> Iterator[Draft | None]:
+    """The artifact that the first process writes."""
+    if not world.is_main:
+        yield None
+        return
+    with write_artifact(
+        output, "reward_model", inputs=job.inputs, settings=job.settings_json, stage="reward_model"
+    ) as draft:
+        yield draft
 
 
 @dataclass(frozen=True)
@@ -112,7 +145,7 @@ class _Job:
     @property
     def identity(self) -> dict[str, Any]:
         """All that shapes the run; checkpoints of an equal one may be resumed."""
-        rest = {"split": self.train_split, "seed": self.seed, "settings": self.settings_json}
+        rest = {"split": self.train_split, "seed": self.seed, "settings": self.settings.shaping}
         return {"stage": "reward_model", "code": code_version("reward_model"), **self.inputs, **rest}
 
     def read_pairs(self, split: str, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
@@ -126,18 +159,25 @@ class _Job:
 def _train(
     job: _Job,
     tokenizer: PreTrainedTokenizerBase,
-    target: Path,
+    draft: Draft | None,
     folder: TrainingFolder,
     tracking: StageRun,
     termination: Termination,
+    world: World,
 ) -> int:
-    """Trains, saves weights and log into `target`, and returns the number of steps."""
+    """Trains, saves weights and log into the draft, and returns the number of steps."""
     model = load_reward_model(job.policy.path, dtype=weights_dtype(job.settings))
     pairs = job.read_pairs(job.train_split, tokenizer)
-    trainer = make_trainer(model, tokenizer, pairs, job.settings, folder=folder, seed=job.seed)
-    history = train_to_end(trainer, folder=folder, label=job.label, run=tracking, termination=termination)
-    save_reward_model(trainer.model, tokenizer, target, base_digest=job.policy.digest)
-    write_jsonl(target / "training.jsonl", history)
+    trainer = make_trainer(model, tokenizer, pairs, job.settings, folder=folder, seed=job.seed, world=world)
+    how = {"folder": folder, "label": job.label, "run": tracking, "termination": termination, "world": world}
+    history = train_to_end(trainer, **how)
+
+    def save() -> None:
+        if draft is not None:
+            save_reward_model(trainer.model, tokenizer, draft.path, base_digest=job.policy.digest)
+            write_jsonl(draft.path / "training.jsonl", history)
+
+    world.together(save)
     return trainer.state.global_step
 
 
@@ -176,3 +216,7 @@ def _log_outcome(label: str, evaluation: Evaluation) -> None:
         logger.warning("%s: check %s failed: %s.", label, check["name"], check["reason"])
     if not failed:
         logger.info("%s: all %d checks passed.", label, len(evaluation.report["checks"]))
+
+
+if __name__ == "__main__":
+    main(STAGE, sys.argv[1])

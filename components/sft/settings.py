@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.shared.training_settings import TrainingSettings
+from components.shared.training_settings import JointTrainingSettings
 
 __all__ = ["SFTSettings"]
 
 
-class SFTSettings(TrainingSettings):
+class SFTSettings(JointTrainingSettings):
     """How the policy learns to imitate the demonstrations."""
 
     epochs: float = Field(

@@ -7,6 +7,7 @@ demonstrations > token ids > TRL's `SFTTrainer` > full weights (adapters merged)
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,10 @@ from components.shared.artifacts import Artifact, Draft, read_artifact, write_ar
 from components.shared.code_version import code_version
 from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl
-from components.shared.hf_checkpoints import training_folder
+from components.shared.hf_checkpoints import joint_training_folder
 from components.shared.hf_training import (
     LengthGroupedBatches,
+    fill_last_batch,
     graceful_termination,
     lora_config,
     model_source_digest,
@@ -34,11 +36,16 @@ from components.shared.hf_training import (
     training_arguments,
     weights_dtype,
 )
+from components.shared.launch import Stage, launched, main
 from components.shared.models import load_policy, prepare_tokenizer, save_policy, seed_everything
 from components.shared.settings import parse_settings
 from components.shared.tracking import stage_run
+from components.shared.world import World
 
-__all__ = ["run"]
+__all__ = ["STAGE", "run"]
+
+STAGE = Stage(name="sft", inputs=("dataset",), outputs=("output",))
+_IGNORED = -100
 
 logger = logging.getLogger(__name__)
 
@@ -73,32 +80,56 @@ def run(
         InputError: Settings, data or base model cannot be used.
         PlumblineError: Training failed.
     """
+    arguments = dict(locals())
     chosen = parse_settings(settings, SFTSettings, where="sft")
+    arguments["settings"] = chosen.model_dump(mode="json")
+    result = launched(STAGE, arguments, processes=chosen.processes, trainjob=chosen.trainjob)
+    if result is not None:
+        return result
+    with World.joined() as world:
+        return _run(world, dataset=dataset, output=output, base_model=base_model, seed=seed, settings=chosen)
+
+
+def _run(
+    world: World, *, dataset: str | Path, output: str | Path, base_model: str, seed: int, settings: SFTSettings
+) -> dict[str, Any]:
+    """One of the processes; the first writes and tells."""
     data = read_artifact(dataset, "dataset")
-    with graceful_termination() as termination, stage_run("sft", settings=chosen.model_dump(), seed=seed) as tracking:
+    logged = settings.model_dump(mode="json")
+    with (
+        graceful_termination() as termination,
+        stage_run("sft", settings=logged, seed=seed, told=world.is_main) as tracking,
+    ):
         seed_everything(seed)
-        start = _load_base_model(base_model, chosen)
-        train = _demonstrations(data, "train", start.tokenizer, chosen)
-        heldout = _demonstrations(data, "heldout", start.tokenizer, chosen)
+        start = _load_base_model(base_model, settings)
+        train = _demonstrations(data, "train", start.tokenizer, settings)
+        heldout = _demonstrations(data, "heldout", start.tokenizer, settings)
         identity = {
             "stage": "sft",
             "code": code_version("sft"),
             "dataset": data.digest,
             "base_model": start.digest,
-            "settings": chosen.model_dump(mode="json"),
+            "settings": settings.shaping,
             "seed": seed,
         }
-        with training_folder(identity) as folder:
-            trainer = _make_trainer(start, train, heldout, training_arguments(chosen, folder=folder, seed=seed), chosen)
-            history = train_to_end(trainer, folder=folder, label="sft", run=tracking, termination=termination)
-            inputs = {"dataset": data.digest, "base_model": start.digest}
-            with write_artifact(
-                output, "policy", inputs=inputs, settings=chosen.model_dump(mode="json"), stage="sft"
-            ) as draft:
-                write_jsonl(draft.path / "sft_history.jsonl", history)
-                metadata = _write_policy(draft, trainer, start, heldout, chosen)
-        tracking.log_metrics({name: metadata[name] for name in ("heldout_loss", "perplexity") if metadata[name]})
-    return {"digest": read_artifact(output, "policy").digest, **metadata}
+        with joint_training_folder(world, identity) as folder:
+            arguments = training_arguments(settings, folder=folder, seed=seed, world=world)
+            trainer = _make_trainer(start, train, heldout, arguments, settings)
+            how = {"folder": folder, "label": "sft", "run": tracking, "termination": termination, "world": world}
+            history = train_to_end(trainer, **how)
+
+            def write() -> dict[str, Any]:
+                if not world.is_main:
+                    return {}
+                inputs = {"dataset": data.digest, "base_model": start.digest}
+                with write_artifact(output, "policy", inputs=inputs, settings=logged, stage="sft") as draft:
+                    write_jsonl(draft.path / "sft_history.jsonl", history)
+                    metadata = _write_policy(draft, trainer, start, heldout, settings)
+                return {"digest": read_artifact(output, "policy").digest, **metadata}
+
+            result = world.together(write)
+        tracking.log_metrics({name: result[name] for name in ("heldout_loss", "perplexity") if result.get(name)})
+    return result
 
 
 def _load_base_model(base_model: str, settings: SFTSettings) -> _Start:
@@ -143,7 +174,7 @@ def _make_trainer(
         eval_strategy="epoch" if evaluate else "no",
     )
     rows = {"completion_only_loss": settings.completion_only_loss}
-    return _Trainer(
+    trainer = _Trainer(
         model=start.model,
         args=config,
         train_dataset=training_rows(train, **rows),
@@ -151,6 +182,8 @@ def _make_trainer(
         processing_class=start.tokenizer,
         peft_config=lora_config(settings, task_type="CAUSAL_LM"),
     )
+    fill_last_batch(trainer, lambda row: row | {"labels": [_IGNORED] * len(row["labels"])})
+    return trainer
 
 
 class _Trainer(LengthGroupedBatches, SFTTrainer):
@@ -168,3 +201,7 @@ def _write_policy(
     metadata = {"base_model": start.name, **{name: metrics[name] for name in ("steps", "heldout_loss", "perplexity")}}
     draft.metadata.update(metadata)
     return metadata
+
+
+if __name__ == "__main__":
+    main(STAGE, sys.argv[1])

@@ -8,7 +8,8 @@ is (resume checkpoints and all that lies beside them) is published:
     <prefix>/lease/000001.json          who trains (see `lease`)
 
 The next trainer, on whatever machine, takes the newest publication of which every file is there and has its digest.
-The two newest are kept, and nothing when training ends.
+The two newest are kept, and nothing when training ends. Where several nodes train together, the first one holds the
+lease and publishes; the others fetch the files of the checkpoint that it names (`fetch_files`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from components.shared.files import digest_of, read_json, sha256_file, write_jso
 from components.shared.lease import Lease, LeaseLostError
 from components.shared.storage import Storage, StorageError, open_storage
 
-__all__ = ["FOLDER", "Published", "check_checkpoint_storage", "published_folder", "scratch_folder", "scratch_root"]
+__all__ = [
+    "FOLDER",
+    "Published",
+    "check_checkpoint_storage",
+    "fetch_files",
+    "published_folder",
+    "scratch_folder",
+    "scratch_root",
+]
 
 FOLDER = "folder"
 """The folder to train in, in the scratch folder."""
@@ -57,14 +66,8 @@ def scratch_folder(root: str, digest: str) -> Path:
     """The scratch folder of a run: the same for every process of this user on this machine.
 
     Raises:
-        PlumblineError: Somebody else made it, or the processes that train together are on several machines.
+        PlumblineError: Somebody else made it.
     """
-    if os.environ.get("LOCAL_WORLD_SIZE", "1") != os.environ.get("WORLD_SIZE", "1"):
-        raise PlumblineError(
-            "checkpoints in object storage are for the processes of one machine; here several train together.",
-            where="PLUMBLINE_CHECKPOINTS",
-            hint="Give a folder that all of them share.",
-        )
     made = scratch_root()
     made.mkdir(mode=0o700, parents=True, exist_ok=True)
     if made.stat().st_uid != os.getuid():
@@ -90,6 +93,30 @@ def published_folder(address: str, scratch: Path) -> Iterator[Published]:
         published.fetch()
         yield published
         published.remove()
+
+
+def fetch_files(address: str, scratch: Path, files: dict[str, str]) -> None:
+    """Makes the scratch folder's training folder hold these files of a run that another node trains, and no others.
+
+    Args:
+        address: `s3://bucket/prefix` of the run.
+        scratch: An existing folder that this process alone uses.
+        files: sha256 by path, as `Published.files_below` gave them on the node that trains.
+
+    Raises:
+        PlumblineError: A file is not there, or is damaged.
+        StorageError: Bucket, right or connection is missing.
+    """
+    fetched = _Fetched(open_storage(address), scratch)
+    fetched.empty()
+    if fault := fetched.bring(files):
+        raise PlumblineError(
+            f"the checkpoint that the first node goes on from cannot be fetched: {fault}.",
+            where=address,
+            hint="Run again: the first node then looks for one that is whole.",
+        )
+    fetched.put_in_place(files)
+    logger.info("fetched %d files of %s.", len(files), address)
 
 
 def check_checkpoint_storage(root: str) -> None:
@@ -125,83 +152,21 @@ class _Publication:
         return {_FILES + digest for digest in self.files.values()}
 
 
-class Published:
-    """A training's folder and its publications.
+class _Fetched:
+    """A training's folder, and how files of it are brought here."""
 
-    Attributes:
-        path: The folder.
-    """
-
-    def __init__(self, storage: Storage, scratch: Path, lease: Lease) -> None:
+    def __init__(self, storage: Storage, scratch: Path) -> None:
         self.path = scratch / FOLDER
         self._storage = storage
-        self._lease = lease
-        self._local = _LocalState(scratch / "state.json", self.path)
         self._aside = scratch / "fetched"
-        self._publications: list[_Publication] = []
-        self._whole: set[str] = set()
-        self._failures = 0
 
-    # --- fetch -------------------------------------------------------------------------------------------------------
-
-    def fetch(self) -> None:
-        """Makes the folder what the newest whole publication says.
-
-        A folder that an earlier attempt left on this machine, and that is as new or newer, stays as it is.
-        """
-        numbers = self._numbers()
+    def empty(self) -> None:
+        """Leaves nothing in the folder."""
         shutil.rmtree(self._aside, ignore_errors=True)
-        if self._local.continues(numbers[0] if numbers else 0):
-            logger.info("%s is as new as the checkpoints in %s, or newer.", self.path, self._storage.uri)
-            self._adopt_newest(numbers)
-            return
-        self._local.forget()
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
-        for number in numbers:
-            if self._fetch_publication(number):
-                break
-        else:
-            if numbers:
-                logger.warning("%s: no publication is whole; training starts anew.", self._storage.uri)
-        shutil.rmtree(self._aside, ignore_errors=True)
 
-    def _adopt_newest(self, numbers: list[int]) -> None:
-        files = self._read(numbers[0]) if numbers else None
-        if isinstance(files, dict):
-            newest = _Publication(numbers[0], files)
-            self._publications = [newest]
-            self._whole = set(newest.objects)
-
-    def _fetch_publication(self, number: int) -> bool:
-        files = self._read(number)
-        fault = files if isinstance(files, str) else self._fetch_files(files)
-        if fault is not None or isinstance(files, str):
-            where = f"{self._storage.uri}/{_publication_name(number)}"
-            logger.warning("%s: %s; it is passed over for the one before it.", where, fault)
-            return False
-        self._move_into_place(files)
-        publication = _Publication(number, files)
-        self._publications = [publication]
-        self._whole = set(publication.objects)
-        self._local.remember(number, files)
-        logger.info("fetched %d files of %s/%s.", len(files), self._storage.uri, publication.name)
-        return True
-
-    def _read(self, number: int) -> _Files | str:
-        """The files of a publication, or what is wrong with it."""
-        found = self._storage.read(_publication_name(number))
-        try:
-            content = json.loads(found.content) if found else {}
-            files = {str(path): str(digest) for path, digest in content["files"].items()}
-            if digest_of(files) != content["digest"]:
-                return "it was altered"
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "it is damaged"
-        outside = [path for path in files if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
-        return f"it names files outside the folder: {outside}" if outside else files
-
-    def _fetch_files(self, files: _Files) -> str | None:
+    def bring(self, files: _Files) -> str | None:
         """Brings files here and checks them; returns what is wrong, if anything is."""
         self._aside.mkdir(exist_ok=True)
         missing = {digest for digest in files.values() if not (self._aside / digest).exists()}
@@ -226,7 +191,8 @@ class Published:
                 part.rename(part.with_suffix(""))
         return "; ".join(faults) or None
 
-    def _move_into_place(self, files: _Files) -> None:
+    def put_in_place(self, files: _Files) -> None:
+        """Moves files that were brought here to their paths in the folder."""
         placed: dict[str, Path] = {}
         for path, digest in files.items():
             target = self.path / path
@@ -235,6 +201,80 @@ class Published:
                 shutil.copyfile(placed[digest], target)
             else:
                 placed[digest] = (self._aside / digest).rename(target)
+
+
+class Published(_Fetched):
+    """A training's folder and its publications.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, storage: Storage, scratch: Path, lease: Lease) -> None:
+        super().__init__(storage, scratch)
+        self._lease = lease
+        self._local = _LocalState(scratch / "state.json", self.path)
+        self._publications: list[_Publication] = []
+        self._whole: set[str] = set()
+        self._failures = 0
+
+    # --- fetch -------------------------------------------------------------------------------------------------------
+
+    def fetch(self) -> None:
+        """Makes the folder what the newest whole publication says.
+
+        A folder that an earlier attempt left on this machine, and that is as new or newer, stays as it is.
+        """
+        numbers = self._numbers()
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._local.continues(numbers[0] if numbers else 0):
+            logger.info("%s is as new as the checkpoints in %s, or newer.", self.path, self._storage.uri)
+            self._adopt_newest(numbers)
+            return
+        self._local.forget()
+        self.empty()
+        for number in numbers:
+            if self._fetch_publication(number):
+                break
+        else:
+            if numbers:
+                logger.warning("%s: no publication is whole; training starts anew.", self._storage.uri)
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _adopt_newest(self, numbers: list[int]) -> None:
+        files = self._read(numbers[0]) if numbers else None
+        if isinstance(files, dict):
+            newest = _Publication(numbers[0], files)
+            self._publications = [newest]
+            self._whole = set(newest.objects)
+
+    def _fetch_publication(self, number: int) -> bool:
+        files = self._read(number)
+        fault = files if isinstance(files, str) else self.bring(files)
+        if fault is not None or isinstance(files, str):
+            where = f"{self._storage.uri}/{_publication_name(number)}"
+            logger.warning("%s: %s; it is passed over for the one before it.", where, fault)
+            return False
+        self.put_in_place(files)
+        publication = _Publication(number, files)
+        self._publications = [publication]
+        self._whole = set(publication.objects)
+        self._local.remember(number, files)
+        logger.info("fetched %d files of %s/%s.", len(files), self._storage.uri, publication.name)
+        return True
+
+    def _read(self, number: int) -> _Files | str:
+        """The files of a publication, or what is wrong with it."""
+        found = self._storage.read(_publication_name(number))
+        try:
+            content = json.loads(found.content) if found else {}
+            files = {str(path): str(digest) for path, digest in content["files"].items()}
+            if digest_of(files) != content["digest"]:
+                return "it was altered"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "it is damaged"
+        outside = [path for path in files if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
+        return f"it names files outside the folder: {outside}" if outside else files
 
     # --- publish -----------------------------------------------------------------------------------------------------
 
@@ -260,6 +300,19 @@ class Published:
         self._local.remember(self._newest, files)
         logger.info("published to %s in %.1f s.", self._storage.uri, time.monotonic() - started)
         self._prune()
+
+    def files_below(self, name: str) -> dict[str, str]:
+        """sha256 by path of the files below a folder in the folder, all of them published: for the other nodes.
+
+        Raises:
+            LeaseLostError: Another process has taken the run over.
+            StorageError: What is only here so far cannot be published.
+        """
+        files = self._local.files_now()
+        if not self._publications or self._publications[-1].files != files:  # left here by an attempt cut off before it
+            self._publish(files)
+            self._local.remember(self._newest, files)
+        return {path: digest for path, digest in files.items() if path.startswith(f"{name}/")}
 
     def _publish(self, files: _Files) -> None:
         self._lease.require()

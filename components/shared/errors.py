@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ArtifactError", "FetchError", "InputError", "PlumblineError"]
+__all__ = ["ArtifactError", "FetchError", "InputError", "PlumblineError", "error_like"]
 
 
 class PlumblineError(Exception):
@@ -39,3 +39,12 @@ class ArtifactError(PlumblineError):
 
 class FetchError(ArtifactError):
     """Whoever keeps an artifact did not hand it out: that says nothing of the artifact, and it may be asked again."""
+
+
+def error_like(kind: str, problem: str, where: str | None, hint: str | None) -> PlumblineError:
+    """An error that another process told, of its own kind where that is known here."""
+    known = {PlumblineError}
+    for _ in range(4):  # kinds of kinds
+        known |= {one for each in known for one in each.__subclasses__()}
+    kinds = {one.__name__: one for one in known}
+    return kinds.get(kind, PlumblineError)(problem, where=where, hint=hint)

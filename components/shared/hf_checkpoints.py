@@ -4,6 +4,9 @@ Transformers writes a checkpoint file by file and takes the highest number for t
 checkpoint is sealed by a manifest of its files' hashes, written last; what has no valid seal is removed before training
 goes on. The folder is named by a digest of everything that shapes the run, so that a retry finds its own work and
 nobody else's. Where checkpoints go to object storage, the trainer still works in a folder; see `checkpoint_storage`.
+
+Of several processes that train together the first holds the folder and writes in it; the others read there, or, on
+another node with checkpoints in object storage, in a folder of their own with what they fetched.
 """
 
 from __future__ import annotations
@@ -15,21 +18,26 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from components.shared.checkpoint_storage import FOLDER, published_folder, scratch_folder
+from components.shared.checkpoint_storage import FOLDER, Published, fetch_files, published_folder, scratch_folder
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of, read_json, sha256_file, write_json
 from components.shared.storage import is_object_storage
+from components.shared.termination import StoppedTogether
+
+if TYPE_CHECKING:
+    from components.shared.world import World
 
 __all__ = [
     "CHECKPOINTS_VARIABLE",
     "TrainingFolder",
-    "held_training_folder",
+    "joint_training_folder",
     "latest_checkpoint",
+    "resume_point",
     "seal_checkpoint",
     "training_folder",
 ]
@@ -53,11 +61,15 @@ class TrainingFolder:
         path: The folder.
         durable: Whether it outlives this process.
         publish: To be called whenever a checkpoint in it is sealed: the folder goes to where it outlives this machine.
+        published: What publishes it, where it goes to object storage and this process holds it.
+        fetch: On another node than the holder's, brings files of the folder here: sha256 by path.
     """
 
     path: Path
     durable: bool
     publish: Callable[[], None] = _nowhere_else
+    published: Published | None = None
+    fetch: Callable[[dict[str, str]], None] | None = None
 
 
 @contextmanager
@@ -83,19 +95,91 @@ def training_folder(identity: Mapping[str, Any]) -> Iterator[TrainingFolder]:
     with _only_one(folder):
         if remote:
             with published_folder(f"{root.rstrip('/')}/{digest}", folder) as published:
-                yield TrainingFolder(published.path, durable=True, publish=published.publish)
+                yield TrainingFolder(published.path, durable=True, publish=published.publish, published=published)
         else:
             yield TrainingFolder(folder, durable=True)
         shutil.rmtree(folder)
 
 
-def held_training_folder(identity: Mapping[str, Any]) -> TrainingFolder:
-    """The folder that another process of the same training holds; to read in."""
+@contextmanager
+def joint_training_folder(world: World, identity: Mapping[str, Any]) -> Iterator[TrainingFolder]:
+    """The folder of a training that several processes do together; all enter and leave it together.
+
+    Args:
+        world: The processes.
+        identity: As for `training_folder`.
+
+    Raises:
+        PlumblineError: Another training does the same run at this moment; every process is told.
+        StorageError: Object storage cannot be used.
+    """
     root = os.environ.get(CHECKPOINTS_VARIABLE)
-    digest = digest_of(dict(identity))
-    if root and is_object_storage(root):
-        return TrainingFolder(scratch_folder(root, digest) / FOLDER, durable=True)
-    return TrainingFolder(Path(root or os.devnull) / digest, durable=bool(root))
+
+    def enter() -> TrainingFolder:
+        if world.is_main or not root:
+            return held.enter_context(training_folder(identity))
+        return held.enter_context(_folder_of_another(world, root, digest_of(dict(identity))))
+
+    try:
+        with ExitStack() as held:
+            yield world.together(enter)
+    except StoppedTogether:
+        world.wait()  # who ended now would make the launcher end the first one, which gives back what it holds
+        raise
+    world.wait()
+
+
+@contextmanager
+def _folder_of_another(world: World, root: str, digest: str) -> Iterator[TrainingFolder]:
+    """The training folder of a process that is not the first."""
+    if not is_object_storage(root):
+        yield TrainingFolder(Path(root) / digest, durable=True)
+        return
+    scratch = scratch_folder(root, digest)
+    if world.is_with_main or world.local_rank > 0:
+        yield TrainingFolder(scratch / FOLDER, durable=True)
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    with _only_one(scratch):
+        address = f"{root.rstrip('/')}/{digest}"
+        yield TrainingFolder(scratch / FOLDER, durable=True, fetch=lambda files: fetch_files(address, scratch, files))
+        shutil.rmtree(scratch)
+
+
+def resume_point(world: World, folder: TrainingFolder, newest: Callable[[], Path | None]) -> Path | None:
+    """The checkpoint that all processes go on from: the first one's newest; all call this together.
+
+    Args:
+        world: The processes.
+        folder: Of the training.
+        newest: Finds the newest whole checkpoint in it; asked in the first process only.
+
+    Raises:
+        InputError: Not every process sees it.
+        StorageError: It is in object storage and cannot be fetched.
+    """
+    found = world.together(lambda: newest() if world.is_main else None)
+    if world.size == 1:
+        return found
+    name = world.from_main(found.relative_to(folder.path).as_posix() if found is not None else None)
+    if name is None:
+        return None
+    published = folder.published
+    elsewhere = world.size > world.local_size
+    files = world.together(lambda: published.files_below(name) if published is not None and elsewhere else {})
+    files = world.from_main(files)
+    world.together(lambda: folder.fetch(files) if folder.fetch is not None else None)
+    world.together(lambda: _require_seen(folder.path / name, world.rank))
+    return folder.path / name
+
+
+def _require_seen(checkpoint: Path, rank: int) -> None:
+    if not checkpoint.is_dir():
+        raise InputError(
+            f"the processes do not see the same checkpoints: number {rank} does not see {checkpoint.name}.",
+            where=CHECKPOINTS_VARIABLE,
+            hint="Over several machines it must be a folder that all of them mount, or object storage.",
+        )
 
 
 def seal_checkpoint(checkpoint: Path) -> None:

@@ -3,36 +3,43 @@
 A run is a function of its inputs, settings and seed: batches are drawn from (seed, epoch) alone, so that a run that was
 killed and resumed ends at the same weights. SIGTERM finishes the step, saves and exits 143; a half-trained model never
 looks finished.
+
+Several processes train as one: each batch is dealt among them, and their gradients are averaged (DDP, by transformers).
+So that an average over processes is one over examples, the last batch of an epoch is filled up with rows that teach
+nothing. The first process alone saves, reports and logs.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.shared.artifacts import MANIFEST
 from components.shared.errors import InputError, PlumblineError
 from components.shared.files import digest_of, read_json, sha256_file
-from components.shared.hf_checkpoints import TrainingFolder, latest_checkpoint, seal_checkpoint
+from components.shared.hf_checkpoints import TrainingFolder, latest_checkpoint, resume_point, seal_checkpoint
 from components.shared.hub_models import split_revision
-from components.shared.models import pick_device, pick_dtype
+from components.shared.models import pick_device, pick_dtype, seed_everything
 from components.shared.progress import report
-from components.shared.termination import EXIT_TERMINATED, Termination, graceful_termination
+from components.shared.termination import EXIT_TERMINATED, StoppedTogether, Termination, graceful_termination
 from components.shared.training_settings import TrainingSettings
+from components.shared.world import World
 
 __all__ = [
     "EXIT_TERMINATED",
     "EpochSampler",
     "LengthGroupedBatches",
     "Termination",
+    "fill_last_batch",
     "fit_answer",
     "graceful_termination",
     "lora_config",
@@ -45,6 +52,8 @@ __all__ = [
 
 _SORTING_WINDOW_BATCHES = 50
 _TIMING_SUFFIXES = ("_runtime", "_per_second")
+_RANDOM_STATE = "rng_state_{}.pth"
+"""Transformers' name of a process's random state in a checkpoint."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +68,18 @@ def weights_dtype(settings: TrainingSettings) -> torch.dtype:
     return torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
 
 
-def training_arguments(settings: TrainingSettings, *, folder: TrainingFolder, seed: int) -> dict[str, Any]:
+def training_arguments(
+    settings: TrainingSettings, *, folder: TrainingFolder, seed: int, world: World | None = None
+) -> dict[str, Any]:
     """Keyword arguments that every TRL config of ours has in common.
 
     No telemetry, no reporting integration, no worker processes; bfloat16 arithmetic only where the device has it (TRL's
     own default turns it on everywhere); a NaN loss is shown rather than replaced by an average.
+
+    Raises:
+        InputError: A batch cannot be dealt evenly among the processes.
     """
+    share = _share_of_batch(settings, world or World())
     device = pick_device()
     autocast = settings.dtype == "auto" and pick_dtype(device) == torch.bfloat16
     on_gpu = device.type == "cuda"
@@ -73,8 +88,8 @@ def training_arguments(settings: TrainingSettings, *, folder: TrainingFolder, se
         "output_dir": str(folder.path),
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
+        "per_device_train_batch_size": share,
+        "per_device_eval_batch_size": share,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "warmup_steps": settings.warmup_fraction,
         "lr_scheduler_type": settings.scheduler,
@@ -93,6 +108,17 @@ def training_arguments(settings: TrainingSettings, *, folder: TrainingFolder, se
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
     }
+
+
+def _share_of_batch(settings: TrainingSettings, world: World) -> int:
+    share, left = divmod(settings.batch_size, world.size)
+    if left:
+        raise InputError(
+            f"a batch of {settings.batch_size} cannot be dealt evenly among {world.size} processes.",
+            where="batch_size",
+            hint="Make it a multiple of the number of processes; gradient_accumulation makes up for a smaller one.",
+        )
+    return share
 
 
 def lora_config(settings: TrainingSettings, *, task_type: str) -> Any:
@@ -167,14 +193,16 @@ class EpochSampler(Sampler[int]):
 
     Args:
         lengths: Tokens of each example.
-        batch_size: Examples a batch.
+        batch_size: Examples a batch, over all processes.
         seed: Seed of the run.
+        fill: Further examples, behind the others; they come last in every epoch.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, *, fill: int = 0) -> None:
         self._lengths = lengths
         self._batch_size = batch_size
         self._seed = seed
+        self._fill = fill
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -182,7 +210,7 @@ class EpochSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._lengths) + self._fill
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
@@ -195,18 +223,46 @@ class EpochSampler(Sampler[int]):
         full = [batch for batch in batches if len(batch) == self._batch_size]
         rest = [batch for batch in batches if len(batch) < self._batch_size]
         shuffled = [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
-        return (index for batch in shuffled + rest for index in batch)
+        filling = list(range(len(self._lengths), len(self)))
+        return (index for batch in [*shuffled, *rest, filling] for index in batch)
 
 
 class LengthGroupedBatches:
-    """Mix-in of a Trainer: its training batches come from `EpochSampler`."""
+    """Mix-in of a Trainer: its training batches come from `EpochSampler`.
+
+    Accelerate deals what the sampler yields to the processes in turn, `per_device_train_batch_size` each: the batches
+    are those of one process.
+
+    Attributes:
+        fill: Rows at the end of the training set that teach nothing; see `fill_last_batch`.
+    """
 
     args: TrainingArguments
     train_dataset: Any
+    fill: int = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        return EpochSampler(_lengths(dataset), self.args.per_device_train_batch_size, self.args.seed)
+        lengths = _lengths(self.train_dataset if train_dataset is None else train_dataset)
+        size = self.args.per_device_train_batch_size * self.args.world_size
+        return EpochSampler(lengths[: len(lengths) - self.fill], size, self.args.seed, fill=self.fill)
+
+
+def fill_last_batch(trainer: Any, blank: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Completes the last batch of an epoch where several processes share it; accelerate would repeat real examples.
+
+    Args:
+        trainer: A trainer with `LengthGroupedBatches`, before its first step.
+        blank: Makes of a row one that teaches nothing; called with one, and the same row stands for all.
+    """
+    rows = trainer.train_dataset
+    size = trainer.args.per_device_train_batch_size * trainer.args.world_size
+    if trainer.args.world_size == 1 or len(rows) % size == 0:
+        return
+    lengths = _lengths(rows)
+    trainer.fill = size - len(rows) % size
+    shortest = rows[min(range(len(lengths)), key=lengths.__getitem__)]
+    filling = Dataset.from_list([blank(shortest)] * trainer.fill, features=rows.features)
+    trainer.train_dataset = concatenate_datasets([rows, filling])
 
 
 def _lengths(dataset: Dataset) -> list[int]:
@@ -230,7 +286,13 @@ def model_source_digest(source: str, model: Any) -> str:
 
 
 def train_to_end(
-    trainer: Trainer, *, folder: TrainingFolder, label: str, run: Any, termination: Termination
+    trainer: Trainer,
+    *,
+    folder: TrainingFolder,
+    label: str,
+    run: Any,
+    termination: Termination,
+    world: World | None = None,
 ) -> list[dict[str, Any]]:
     """Trains, from the newest whole checkpoint if there is one, to the last step or not at all.
 
@@ -240,26 +302,30 @@ def train_to_end(
         label: What the progress is reported under.
         run: The stage's tracking run.
         termination: Of the surrounding `graceful_termination` block.
+        world: The processes that train together; all call this.
 
     Returns:
         The log: one row a logged step, `step, epoch, loss, learning_rate, ...`.
 
     Raises:
-        SystemExit: SIGTERM came; status 143.
+        SystemExit: SIGTERM came to one of the processes; status 143.
         PlumblineError: The loss is not finite, or training ended before its last step.
     """
+    world = world or World()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_StageCallback(label, run, termination, folder))
-    checkpoint = latest_checkpoint(folder.path)
-    if checkpoint is not None:
+    trainer.add_callback(_StageCallback(label, run, termination, folder, world))
+    checkpoint = resume_point(world, folder, lambda: latest_checkpoint(folder.path))
+    if checkpoint is not None and world.is_main:
         logger.info("Resuming from %s.", checkpoint)
+    if world.size > 1:  # what is drawn in a step (dropout) is drawn apart; a checkpoint of as many replaces it
+        seed_everything(trainer.args.seed * 1_000_003 + world.rank)
     termination.deferred = True
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         termination.deferred = False
-    if termination.requested:
-        termination.exit()
+    if world.any(termination.requested, device=trainer.args.device):
+        raise StoppedTogether
     state = trainer.state
     if state.global_step < state.max_steps:
         raise PlumblineError(f"training ended at step {state.global_step} of {state.max_steps}.", where=label)
@@ -267,18 +333,34 @@ def train_to_end(
 
 
 class _StageCallback(TrainerCallback):
-    def __init__(self, label: str, run: Any, termination: Termination, folder: TrainingFolder) -> None:
+    """Reports, logs, seals checkpoints, and stops all processes when one of them was told to."""
+
+    def __init__(self, label: str, run: Any, termination: Termination, folder: TrainingFolder, world: World) -> None:
         self._label = label
         self._run = run
         self._termination = termination
         self._folder = folder
+        self._world = world
         self._loss: dict[str, float] = {}
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Chooses the epoch's order: after a resume what skips batches, around what deals them, hides the sampler."""
+        if self._world.size == 1:
+            return
+        batches = given["train_dataloader"].batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        steps = -(-len(given["train_dataloader"]) // args.gradient_accumulation_steps)
+        batches.sampler.set_epoch(state.global_step // steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        report(self._label, state.global_step, state.max_steps, **self._loss)
-        if self._termination.requested:
+        if self._world.is_main:
+            report(self._label, state.global_step, state.max_steps, **self._loss)
+        if self._world.any(self._termination.requested, device=args.device):
             control.should_save = self._folder.durable
             control.should_training_stop = True
         return control
@@ -306,8 +388,26 @@ class _StageCallback(TrainerCallback):
         )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        seal_checkpoint(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-        self._folder.publish()
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        self._bring_random_states(checkpoint)
+        self._world.together(lambda: self._seal(checkpoint))
+
+    def _seal(self, checkpoint: Path) -> None:
+        if self._world.is_main:
+            seal_checkpoint(checkpoint)
+            self._folder.publish()
+        elif self._folder.fetch is not None:  # on another node: what transformers put there is in the first one's now
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _bring_random_states(self, checkpoint: Path) -> None:
+        """Each process writes its random state into its own node's folder; they belong into the first one's."""
+        if self._world.size == 1:
+            return
+        mine = checkpoint / _RANDOM_STATE.format(self._world.rank)
+        states = self._world.gathered(self._world.together(mine.read_bytes))
+        if self._world.is_main:
+            for rank, state in enumerate(states):
+                (checkpoint / _RANDOM_STATE.format(rank)).write_bytes(state)
 
 
 def _history_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,19 @@ from typing import Any, NoReturn
 
 from components.shared.progress import is_watched
 
-__all__ = ["EXIT_TERMINATED", "Termination", "graceful_termination"]
+__all__ = ["EXIT_TERMINATED", "StoppedTogether", "Termination", "graceful_termination"]
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
 """The exit status by which shells and Kubernetes know a process that SIGTERM ended."""
 
 logger = logging.getLogger(__name__)
+
+
+class StoppedTogether(SystemExit):
+    """All processes that train together stopped after the same step; status 143."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_TERMINATED)
 
 
 class Termination:

@@ -219,13 +219,16 @@ class StageRun:
 
 
 @contextlib.contextmanager
-def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: int | None = None) -> Iterator[StageRun]:
+def stage_run(
+    stage: str, *, settings: Mapping[str, Any] | None = None, seed: int | None = None, told: bool = True
+) -> Iterator[StageRun]:
     """Opens the step's MLflow run and closes it with the step's outcome; tells watchers when the step starts and ends.
 
     Args:
         stage: The step's name.
         settings: Its settings, logged as parameters.
         seed: Its seed.
+        told: Whether this process tells; of several that do one step together, one does.
 
     Yields:
         The run to log to.
@@ -238,6 +241,9 @@ def stage_run(stage: str, *, settings: Mapping[str, Any] | None = None, seed: in
     if stop_asked():
         logger.warning("%s not started: the run was interrupted.", stage)
         raise SystemExit(EXIT_TERMINATED)
+    if not told:
+        yield StageRun()
+        return
     announce(stage, "started")
     run, meter = _stage_run(stage), UsageMeter()
     run.log_params({**(settings or {}), **({} if seed is None else {"seed": seed})})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.shared.settings import StrictModel
+from components.shared.trainjob import TrainJobSettings
 
-__all__ = ["LoRASettings", "TrainingSettings"]
+__all__ = ["JointTrainingSettings", "LoRASettings", "TrainingSettings"]
 
 
 class LoRASettings(StrictModel):
@@ -35,7 +36,7 @@ class TrainingSettings(StrictModel):
     learning_rate: float = Field(
         gt=0, description="AdamW's peak step size; adapters want about ten times that of full."
     )
-    batch_size: int = Field(default=8, ge=1, description="Examples (pairs) in one forward pass on one device.")
+    batch_size: int = Field(default=8, ge=1, description="Examples (pairs) in one forward pass.")
     gradient_accumulation: int = Field(default=4, ge=1, description="Forward passes per optimizer step.")
     max_tokens: int = Field(
         default=1024, ge=2, description="Longest prompt and answer together, in tokens, EOS included."
@@ -70,3 +71,37 @@ class TrainingSettings(StrictModel):
     )
     save_every_steps: int = Field(default=200, ge=1, description="Optimizer steps between resumable checkpoints.")
     log_every_steps: int = Field(default=10, ge=1, description="Optimizer steps between two logged losses.")
+
+
+class JointTrainingSettings(TrainingSettings):
+    """Of the stages that several processes may train together.
+
+    They share each batch, so that what is learned differs by rounding only: neither setting is part of what a
+    checkpoint must fit.
+    """
+
+    batch_size: int = Field(
+        default=8, ge=1, description="Examples (pairs) in one forward pass, of all processes together."
+    )
+    processes: int = Field(
+        default=1, ge=1, description="Processes on this machine, one a GPU; they share each batch, which must divide."
+    )
+    trainjob: TrainJobSettings | None = Field(
+        default=None, description="Several machines by Kubeflow Trainer; see docs/trainjob.md. None: in the step's pod."
+    )
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """What shapes the training, as JSON values: all but where and by how many processes it is done."""
+        return self.model_dump(mode="json", exclude={"processes", "trainjob"})
+
+    @model_validator(mode="after")
+    def _batch_is_dealt_evenly(self) -> JointTrainingSettings:
+        job = self.trainjob
+        processes = self.processes if job is None else job.nodes * job.processes_per_node
+        if self.batch_size % processes:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of the {processes} processes that share it; "
+                f"gradient_accumulation makes up for a smaller or larger one"
+            )
+        return self

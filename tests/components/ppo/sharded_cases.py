@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_ppo import (
+    load_latest,
     make_gpt2_policy,
     make_models,
     make_policy,
@@ -32,9 +33,10 @@ from components.ppo.models import SharedBackbone
 from components.ppo.sharding import Sharding, gather, is_sharded, part
 from components.ppo.stage import _resume
 from components.ppo.trainer import PPOTrainer
-from components.ppo.world import World
 from components.shared.errors import InputError
 from components.shared.files import write_json
+from components.shared.hf_checkpoints import TrainingFolder
+from components.shared.world import World
 
 _CPU = torch.device("cpu")
 _UNEVEN = {"hidden_size": 18, "intermediate_size": 33, "num_attention_heads": 3, "num_key_value_heads": 1}
@@ -149,7 +151,7 @@ def a_checkpoint_brings_back_shards_and_moments(world: World, folder: Path) -> N
         if world.is_main:
             store.save(state)
         world.wait()
-        found = store.load_latest()
+        found = load_latest(store)
         assert found is not None
         assert found.step == 2
         second = _make_trainer(world, sharding, **options)
@@ -227,11 +229,12 @@ def processes_that_see_different_checkpoints_stop(world: World, folder: Path) ->
     trainer = _make_trainer(world, "zero3", parameterisation="lora")
     trainer.step()
     state = trainer.state()
-    store = CheckpointStore(folder / f"machine-{world.rank}", {})
+    machine = TrainingFolder(folder / f"machine-{world.rank}", durable=True)
+    store = CheckpointStore(machine.path / "resume", {})
     if world.is_main:
         store.save(state)
     with pytest.raises(InputError, match="same checkpoints"):
-        _resume(trainer, store)
+        _resume(trainer, store, machine)
 
 
 CASES: list[Callable[[World, Path], None]] = [

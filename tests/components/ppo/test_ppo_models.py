@@ -24,7 +24,6 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from components.ppo.models import SharedBackbone
 from components.ppo.packing import pack, unpack
 from components.ppo.rollout import Rollout
-from components.ppo.world import World
 from components.shared.errors import ArtifactError
 from components.shared.models import (
     REWARD_ADAPTER,
@@ -32,6 +31,7 @@ from components.shared.models import (
     load_reward_model,
 )
 from components.shared.scoring import response_logprobs, rewards
+from components.shared.world import World
 
 PROMPTS = [[1, 4], [1, 5, 6, 7], [1]]
 RESPONSES = [[8, 9, 2], [4, 2], [10, 11, 12, 13, 5]]

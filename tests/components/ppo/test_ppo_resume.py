@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_ppo import make_trainer, run_arguments
+from tiny_ppo import load_latest, make_trainer, run_arguments
 
 from components.ppo import stage as ppo_stage
 from components.ppo.checkpoint import CheckpointStore, TrainingState, random_states, restore_random_states
@@ -50,7 +50,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, IDENTITY)
     store.save(_make_state(3))
 
-    state = store.load_latest()
+    state = load_latest(store)
 
     assert state is not None
     assert state.step == 3
@@ -60,7 +60,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
-    assert CheckpointStore(tmp_path / "new", IDENTITY).load_latest() is None
+    assert load_latest(CheckpointStore(tmp_path / "new", IDENTITY)) is None
 
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_half_written_checkpoint_is_removed_and_the_one_before_it_taken(tmp_pa
     store = CheckpointStore(tmp_path, IDENTITY)
 
     assert not half.exists()
-    state = store.load_latest()
+    state = load_latest(store)
     assert state is not None
     assert state.step == 1
 
@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, file: str) -> None:
     store.save(_make_state(2))
     (tmp_path / "step-000002" / file).write_bytes(b"{")
 
-    state = store.load_latest()
+    state = load_latest(store)
 
     assert state is not None
     assert state.step == 1
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_other_settings_or_inputs_is_refused_with_the_differing_
     other["inputs"]["policy"] = "cc"
 
     with pytest.raises(CheckpointMismatchError, match=r"inputs\.policy: 'aa' there, 'cc' here; settings\.kl\.target"):
-        CheckpointStore(tmp_path, other).load_latest()
+        load_latest(CheckpointStore(tmp_path, other))
 
 
 def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
     with pytest.raises(pickle.UnpicklingError):
-        store.load_latest()
+        load_latest(store)
     assert not (tmp_path / "ran").exists()
 
 
@@ -151,7 +151,7 @@ def test_a_resumed_training_ends_bit_for_bit_where_the_uninterrupted_one_does(
     assert not first.done
 
     resumed = make_trainer(**options)
-    state = CheckpointStore(tmp_path, IDENTITY).load_latest()
+    state = load_latest(CheckpointStore(tmp_path, IDENTITY))
     assert state is not None
     resumed.load_state(state)
     assert resumed.updates == stop_after

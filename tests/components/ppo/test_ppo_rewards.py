@@ -15,7 +15,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny_ppo import make_models, make_prompts, make_reward_model, make_settings, make_tokenizer, run_arguments
+from tiny_ppo import (
+    load_latest,
+    make_models,
+    make_prompts,
+    make_reward_model,
+    make_settings,
+    make_tokenizer,
+    run_arguments,
+)
 
 from components.ppo import stage as ppo_stage
 from components.ppo.checkpoint import CheckpointStore
@@ -414,7 +422,7 @@ def test_a_resumed_training_ends_bit_for_bit_where_the_uninterrupted_one_does(tm
     first.train(store=CheckpointStore(tmp_path, {}), stop_requested=lambda: first.updates == 2)
 
     resumed = _make_trainer()
-    state = CheckpointStore(tmp_path, {}).load_latest()
+    state = load_latest(CheckpointStore(tmp_path, {}))
     assert state is not None
     assert set(state.progress["reward_moments"]) == {"main", "second", "dogs", "safe"}
     assert state.progress["reward_moments"]["dogs"]["count"] == 16
@@ -526,7 +534,7 @@ def test_a_checkpoint_under_other_rewards_is_not_gone_on_from(
     identity = read_json(next(stores[0].glob("step-*")) / "manifest.json")["identity"]
     name = "second" if changed == "model" else "dogs"
     with pytest.raises(CheckpointMismatchError, match=f"inputs.reward/{name}"):
-        CheckpointStore(stores[1], identity).load_latest()
+        load_latest(CheckpointStore(stores[1], identity))
 
 
 def test_a_further_reward_model_of_another_vocabulary_is_refused(tmp_path: Path, rule_module: Path) -> None:

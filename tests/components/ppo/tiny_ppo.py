@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from components.ppo.checkpoint import CheckpointStore, TrainingState
 from components.ppo.models import SeparateModels, SharedBackbone, ValueHead
 from components.ppo.rollout import EncodedPrompt
 from components.ppo.settings import LoRASettings, PPOSettings
@@ -181,6 +182,11 @@ def save_reward_adapter(policy: Any, folder: Path, *, base_digest: str, dropout:
             if "lora_" in name or "modules_to_save" in name:
                 parameter.normal_(std=0.3)
     save_reward_model(model, make_tokenizer(), folder / "reward", base_digest=base_digest)
+
+
+def load_latest(store: CheckpointStore) -> TrainingState | None:
+    newest = store.newest()
+    return store.load(newest) if newest is not None else None
 
 
 def run_arguments(folder: Path, **settings: Any) -> dict[str, Any]:

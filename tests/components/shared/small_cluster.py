@@ -1,19 +1,22 @@
-"""The part of a Kubernetes API that a TrainJob needs, over HTTP; its one node really runs the job's command."""
+"""The part of a Kubernetes API that a TrainJob needs, over HTTP; its nodes really run the job's command."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import psutil
 from kubernetes import client
 
 __all__ = ["SmallCluster", "small_cluster"]
@@ -21,7 +24,11 @@ __all__ = ["SmallCluster", "small_cluster"]
 
 @dataclass
 class SmallCluster:
-    """A namespace with one node. `faults` are answered first: (method, status), or (method, "cut")."""
+    """A namespace; nodes are processes of this machine.
+
+    `faults` are answered first: (method, status), or (method, "cut"). With `disks`, each node has a `TMPDIR` of its own
+    below that folder.
+    """
 
     namespace: str = "plumbline"
     faults: list[tuple[str, Any]] = field(default_factory=list)
@@ -29,7 +36,8 @@ class SmallCluster:
     created: list[dict[str, Any]] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
-    process: subprocess.Popen[bytes] | None = None
+    disks: Path | None = None
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     log: bytes = b""
     changed: threading.Condition = field(default_factory=threading.Condition)
     objects: Any = None
@@ -38,22 +46,77 @@ class SmallCluster:
     def run(self, job: dict[str, Any]) -> None:
         """Does what Kubeflow Trainer does of it: torch's launcher, told by `PET_` variables; the end as a condition."""
         trainer = job["spec"]["trainer"]
-        processes = trainer["numNodes"] * trainer["numProcPerNode"]
         given = {one["name"]: one["value"] for one in trainer.get("env", []) if "value" in one}
-        pet = {"PET_NNODES": "1", "PET_NPROC_PER_NODE": str(processes), "PET_STANDALONE": "1"}
-        self.process = subprocess.Popen(
-            trainer["command"], env=os.environ | given | pet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.log += line
-        status = self.process.wait()
+        pet = {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
+        pet |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(_free_port())}
+        self.log = b""
+        self.nodes = [
+            subprocess.Popen(
+                trainer["command"],
+                env=os.environ | given | pet | self._own(node),
+                stdout=subprocess.PIPE if node == 0 else None,
+                stderr=subprocess.STDOUT if node == 0 else None,
+            )
+            for node in range(trainer["numNodes"])
+        ]
+        threading.Thread(target=self._read_log, args=(self.nodes[0],), daemon=True).start()
+        status = self._wait_for_nodes()
         kind, reason = ("Complete", "JobsCompleted") if status == 0 else ("Failed", "FailedJobs")
         condition = {"type": kind, "status": "True", "reason": reason, "message": f"exit status {status}"}
         with self.changed:
             job["status"] = {"conditions": [condition]}
             job["metadata"]["resourceVersion"] = str(int(job["metadata"]["resourceVersion"]) + 1)
             self.changed.notify_all()
+
+    def end(self) -> None:
+        """Ends what runs on the nodes, as the deletion of their pods does."""
+        for process in self.nodes:
+            if process.poll() is None:
+                process.terminate()
+
+    @contextmanager
+    def losing(self, node: int, *, once: Callable[[], bool]) -> Iterator[None]:
+        """Within the block, a node goes away without a word as soon as that holds."""
+
+        def watch() -> None:
+            while not once():
+                time.sleep(0.05)
+            self._lose(node)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        yield
+        watcher.join(timeout=10)
+        assert not watcher.is_alive()
+
+    def _lose(self, node: int) -> None:
+        processes = psutil.Process(self.nodes[node].pid).children(recursive=True)
+        for process in [*processes, self.nodes[node]]:
+            process.kill()
+
+    def _own(self, node: int) -> dict[str, str]:
+        own = {"PET_NODE_RANK": str(node)}
+        if self.disks is not None:
+            (self.disks / f"node-{node}").mkdir(parents=True, exist_ok=True)
+            own["TMPDIR"] = str(self.disks / f"node-{node}")
+        return own
+
+    def _read_log(self, first: subprocess.Popen[bytes]) -> None:
+        assert first.stdout is not None
+        for line in first.stdout:
+            self.log += line
+
+    def _wait_for_nodes(self) -> int:
+        """0 once all ended well; else the status of the first that did not, and the others are ended."""
+        while True:
+            ended = [process.poll() for process in self.nodes]
+            failed = [status for status in ended if status]
+            if failed:
+                self.end()
+                return failed[0]
+            if None not in ended:
+                return 0
+            time.sleep(0.1)
 
 
 @contextmanager
@@ -70,8 +133,9 @@ def small_cluster(**overrides: Any) -> Iterator[SmallCluster]:
     try:
         yield cluster
     finally:
-        if cluster.process is not None and cluster.process.poll() is None:
-            cluster.process.kill()
+        for process in cluster.nodes:
+            if process.poll() is None:
+                process.kill()
         server.shutdown()
         server.server_close()
 
@@ -101,8 +165,7 @@ def _handler(cluster: SmallCluster) -> type[BaseHTTPRequestHandler]:
             name = self.path.rpartition("/")[2]
             found = cluster.jobs.pop(name, None)
             cluster.deleted.append(name)
-            if cluster.process is not None:
-                cluster.process.terminate()
+            cluster.end()
             with cluster.changed:
                 cluster.changed.notify_all()
             self._answer(200 if found else 404, {"kind": "Status"})
@@ -161,3 +224,9 @@ def _handler(cluster: SmallCluster) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(content)
 
     return Handler
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -24,13 +24,13 @@ from components.shared.errors import PlumblineError
 from components.shared.hf_checkpoints import (
     CHECKPOINTS_VARIABLE,
     TrainingFolder,
-    held_training_folder,
     latest_checkpoint,
     seal_checkpoint,
     training_folder,
 )
 from components.shared.s3 import S3Storage
 from components.shared.storage import StorageError, open_storage
+from components.shared.world import World
 
 RUN = {"seed": 0}
 
@@ -143,15 +143,69 @@ def test_a_file_is_sent_once_and_old_checkpoints_go(move_to, bucket, bucket_clie
 
 
 def test_another_process_of_the_same_training_reads_in_the_same_folder(move_to):
+    with training_folder(RUN) as folder, hf_checkpoints._folder_of_another(World(rank=1, size=2), *_place()) as other:
+        assert other.path == folder.path
+        assert other.fetch is None
+
+
+def test_a_process_on_another_node_fetches_what_the_first_one_names_and_nothing_else(move_to):
+    _die(1, 2)
     with training_folder(RUN) as folder:
-        assert held_training_folder(RUN).path == folder.path
+        assert folder.published is not None
+        files = folder.published.files_below("checkpoint-2")
+        assert sorted(files) == [name for name in _files(1, 2, snapshots=()) if name.startswith("checkpoint-2/")]
+        move_to("elsewhere")
+        with _on_another_node() as other:
+            (other.path / "checkpoint-9").mkdir(parents=True)  # left by an earlier attempt
+            assert other.fetch is not None
+            other.fetch(files)
+            assert other.path != folder.path
+            assert sorted(path.name for path in other.path.iterdir()) == ["checkpoint-2"]
+            assert latest_checkpoint(other.path) == other.path / "checkpoint-2"
+        assert not other.path.exists()
+        move_to("here")
 
 
-def test_processes_on_several_machines_are_refused(move_to, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(PlumblineError, match="for the processes of one machine"):
-        held_training_folder(RUN)
+def test_a_checkpoint_that_only_this_machine_has_is_published_before_other_nodes_are_sent_for_it(move_to, outage):
+    _die(1)
+    outage(True)
+    _die(2)
+    outage(False)
+    with training_folder(RUN) as folder:
+        assert folder.published is not None
+        files = folder.published.files_below("checkpoint-2")
+        move_to("elsewhere")
+        with _on_another_node() as other:
+            assert other.fetch is not None
+            other.fetch(files)
+            assert (other.path / "checkpoint-2/model.safetensors").read_bytes() == bytes([2]) * 1000
+        move_to("here")
+
+
+def test_a_damaged_file_is_not_taken_by_another_node(move_to, bucket, bucket_client):
+    _die(1)
+    with training_folder(RUN) as folder:
+        assert folder.published is not None
+        files = folder.published.files_below("checkpoint-1")
+        damaged = f"files/{files['checkpoint-1/model.safetensors']}"
+        (key,) = _keys(bucket_client, bucket, damaged)
+        bucket_client.put_object(Bucket=bucket, Key=key, Body=b"else")
+        move_to("elsewhere")
+        with (
+            pytest.raises(PlumblineError, match=r"cannot be fetched: .*model\.safetensors is damaged"),
+            _on_another_node() as other,
+        ):
+            assert other.fetch is not None
+            other.fetch(files)
+        move_to("here")
+
+
+def _place() -> tuple[str, str]:
+    return os.environ[CHECKPOINTS_VARIABLE], checkpoint_storage.digest_of(RUN)
+
+
+def _on_another_node() -> Any:
+    return hf_checkpoints._folder_of_another(World(rank=1, size=2, local_rank=0, local_size=1), *_place())
 
 
 # --- half, damaged ---------------------------------------------------------------------------------------------------
@@ -475,4 +529,5 @@ def test_a_folder_is_as_it_was(tmp_path, monkeypatch):
     with training_folder(RUN) as folder:
         folder.publish()
         assert folder.path.parent == tmp_path
-    assert hf_checkpoints.held_training_folder(RUN).path == folder.path
+    with hf_checkpoints._folder_of_another(World(rank=1, size=2), *_place()) as other:
+        assert other.path == folder.path

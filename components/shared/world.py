@@ -1,29 +1,35 @@
 """The processes that train together.
 
-Every process holds the whole of a step: the same rollout, scores and advantages, number for number. What is divided
-among them is the work: each samples, scores and learns from its share, and what it found is added up over all of them.
-So every mean is taken over the whole batch (never a mean of the processes' means), and how many processes there are
-changes a result by rounding only.
+What is divided among them is the work of a step, and what each found is added up over all of them. Every mean is taken
+over the whole batch (never a mean of the processes' means), so that how many processes there are changes a result by
+rounding only. In PPO every process holds the whole of a step: the same rollout, scores and advantages, number for
+number.
 
-Where weights are sharded (`sharding`), a process cannot run a layer unless all others run it too: the world moves in
-lockstep, and who has less work than another fills up with work that does not count.
+Where weights are sharded (PPO's `sharding`), a process cannot run a layer unless all others run it too: the world moves
+in lockstep, and who has less work than another fills up with work that does not count.
+
+What only one process does, such as writing, it does inside `together`, so that no other waits for one that has failed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from components.shared.errors import PlumblineError, error_like
+
 __all__ = ["World"]
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _PATIENCE = timedelta(hours=3)
 """How long processes wait for one of them: the first alone writes a checkpoint, fetches or publishes it."""
@@ -35,13 +41,29 @@ class World:
     Attributes:
         rank: From 0; the process with rank 0 writes what is written.
         size: Number of processes.
+        local_rank: From 0 on each node.
+        local_size: Processes on this node.
         lockstep: Whether all must make the same passes through the models; sharding sets it.
     """
 
-    def __init__(self, *, rank: int = 0, size: int = 1) -> None:
+    def __init__(
+        self, *, rank: int = 0, size: int = 1, local_rank: int | None = None, local_size: int | None = None
+    ) -> None:
         self.rank = rank
         self.size = size
+        self.local_rank = rank if local_rank is None else local_rank
+        self.local_size = size if local_size is None else local_size
         self.lockstep = False
+
+    @classmethod
+    @contextmanager
+    def joined(cls) -> Iterator[World]:
+        """Joins for the length of the block."""
+        world = cls.join()
+        try:
+            yield world
+        finally:
+            world.leave()
 
     @classmethod
     def join(cls) -> World:
@@ -56,12 +78,19 @@ class World:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
-        return cls(rank=dist.get_rank(), size=dist.get_world_size())
+        local = {"local_rank": os.environ.get("LOCAL_RANK"), "local_size": os.environ.get("LOCAL_WORLD_SIZE")}
+        known = {name: int(value) for name, value in local.items() if value is not None}
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), **known)
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes what is written."""
         return self.rank == 0
+
+    @property
+    def is_with_main(self) -> bool:
+        """Whether this process is on the node of the one that writes; launchers number nodes' processes in blocks."""
+        return self.rank == self.local_rank
 
     def share(self, items: Sequence[_Item]) -> Sequence[_Item]:
         """This process's part of `items`: every `size`-th, so that neighbours of like length are spread evenly."""
@@ -115,6 +144,46 @@ class World:
         self.sum_(total)
         return self.any(int(total) != number * self.size, device=device)
 
+    def together(self, work: Callable[[], _Result]) -> _Result:
+        """Does `work` in every process; an error in one is raised in all, so that none waits for one that has ended.
+
+        Raises:
+            Exception: This process's own error.
+            PlumblineError: Another's.
+        """
+        if self.size == 1:
+            return work()
+        failed: Exception | None = None
+        result: Any = None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 (raised below, once the others know)
+            failed = error
+        told: list[Any] = [None] * self.size
+        dist.all_gather_object(told, failed and _described(failed, self.rank))
+        if failed is not None:
+            raise failed
+        for one in told:
+            if one is not None:
+                raise error_like(*one)
+        return result
+
+    def from_main(self, value: _Item) -> _Item:
+        """The first process's `value`, in every process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def gathered(self, value: _Item) -> list[_Item]:
+        """Every process's `value`, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
@@ -124,3 +193,9 @@ class World:
         """Ends the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _described(error: Exception, rank: int) -> tuple[str, str, str | None, str | None]:
+    if isinstance(error, PlumblineError):
+        return type(error).__name__, error.problem, error.where, error.hint
+    return "PlumblineError", f"{type(error).__name__}: {error}", f"process {rank}", None

@@ -1,10 +1,13 @@
 """Several processes, on this machine or on several: a launcher starts them, and what becomes of them is told as of one.
 
-    python -m components.ppo.launch arguments.json
+A training stage names itself by a `Stage`; its module, run with a file of arguments,
+
+    python -m components.sft.stage arguments.json
 
 runs the stage in one process; under `torchrun` or `accelerate launch`, also over several machines, it is one of many.
-The arguments are those of `stage.run`, and the outcome is written beside them. On several machines Kubeflow Trainer
-starts `torchrun` on each; arguments, inputs, checkpoints and outputs are then in a folder that all of them mount.
+The arguments are those of the stage's `run`, and the outcome is written beside them. On several machines Kubeflow
+Trainer starts `torchrun` on each; arguments, inputs and outputs are then in a folder that all of them mount, and so are
+checkpoints unless they go to object storage.
 """
 
 from __future__ import annotations
@@ -18,17 +21,18 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from components.ppo.errors import CheckpointMismatchError, NotFiniteError, RewardRuleError
-from components.shared.errors import ArtifactError, InputError, PlumblineError
+from components.shared.errors import InputError, PlumblineError, error_like
 from components.shared.files import digest_of, read_json, write_json
 from components.shared.hf_checkpoints import CHECKPOINTS_VARIABLE
 from components.shared.progress import PROGRESS_VARIABLE
-from components.shared.storage import is_object_storage
 from components.shared.termination import graceful_termination
 from components.shared.trainjob import (
     Cluster,
@@ -40,17 +44,31 @@ from components.shared.trainjob import (
     train_job,
 )
 
-__all__ = ["is_launched", "launch", "launch_on_nodes"]
+__all__ = ["Stage", "is_launched", "launch", "launch_on_nodes", "launched", "main"]
 
 _OUTCOME = ".outcome.json"
-_INPUTS = ("policy", "reward_model", "dataset")
-_OUTPUTS = ("output_policy", "output_checkpoints", "output_history")
-_NODE_COMMAND = ("python3", "-m", "torch.distributed.run", "--module", "components.ppo.launch")
+_NODE_LAUNCHER = ("python3", "-m", "torch.distributed.run", "--module")
 """Each node's; Kubeflow Trainer tells torch's launcher the rest by its `PET_` variables."""
-_KINDS = {
-    kind.__name__: kind
-    for kind in (PlumblineError, InputError, ArtifactError, CheckpointMismatchError, NotFiniteError, RewardRuleError)
-}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that can train in several processes.
+
+    Attributes:
+        name: Its section of the settings, and its folder.
+        inputs: Arguments of its `run` that are input folders; one that is empty is passed on as it is.
+        outputs: Arguments that are folders which it writes.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        """What a launcher runs."""
+        return f"components.{self.name}.stage"
 
 
 def is_launched() -> bool:
@@ -58,11 +76,38 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def launch(arguments: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
+def launched(
+    stage: Stage, arguments: Mapping[str, Any], *, processes: int, trainjob: TrainJobSettings | None
+) -> dict[str, Any] | None:
+    """Runs the stage in several processes or on several nodes where its settings say so.
+
+    Args:
+        stage: The stage.
+        arguments: Of its `run`.
+        processes: Its setting.
+        trainjob: Its setting.
+
+    Returns:
+        What the stage returned; None where it is to run in this very process.
+
+    Raises:
+        PlumblineError: The stage's own error, or what became of its processes.
+        SystemExit: 143 after SIGTERM.
+    """
+    if is_launched():
+        return None
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    if trainjob is not None:
+        return launch_on_nodes(stage, plain, trainjob)
+    return launch(stage, plain, processes=processes) if processes > 1 else None
+
+
+def launch(stage: Stage, arguments: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
     """Runs the stage in `processes` processes of this machine.
 
     Args:
-        arguments: Of `stage.run`.
+        stage: The stage.
+        arguments: Of its `run`, as JSON values.
         processes: Their number; on a machine with GPUs each takes one.
 
     Returns:
@@ -77,18 +122,21 @@ def launch(arguments: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise InputError(
             f"{processes} processes need as many GPUs, {torch.cuda.device_count()} are visible.",
-            where="ppo.processes",
+            where=f"{stage.name}.processes",
             hint="Lower it, or give the step more GPUs.",
         )
-    with tempfile.TemporaryDirectory(prefix="plumbline-ppo-") as folder, graceful_termination() as termination:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"plumbline-{stage.name}-") as folder,
+        graceful_termination() as termination,
+    ):
         file = Path(folder) / "arguments.json"
         write_json(file, dict(arguments))
         termination.deferred = True
-        process = subprocess.Popen(_command(file, processes))
+        process = subprocess.Popen(_command(stage, file, processes))
         told = False
         while (status := _wait_a_little(process)) is None:
             if termination.requested and not told:
-                _tell_workers(process)
+                _tell_workers(stage, process)
                 told = True
         outcome = file.with_suffix(_OUTCOME)
         if termination.requested and not outcome.is_file():
@@ -96,19 +144,20 @@ def launch(arguments: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
         if not outcome.is_file():
             raise PlumblineError(
                 f"the processes ended with status {status}; the log above says why.",
-                where="ppo",
+                where=stage.name,
                 hint="Run again: training goes on from the last checkpoint.",
             )
         return _read_outcome(outcome)
 
 
 def launch_on_nodes(
-    arguments: Mapping[str, Any], settings: TrainJobSettings, *, cluster: Cluster | None = None
+    stage: Stage, arguments: Mapping[str, Any], settings: TrainJobSettings, *, cluster: Cluster | None = None
 ) -> dict[str, Any]:
     """Runs the stage on several nodes, as a TrainJob.
 
     Args:
-        arguments: Of `stage.run`.
+        stage: The stage.
+        arguments: Of its `run`, as JSON values.
         settings: Of the job.
         cluster: The cluster's API; that of this pod if None.
 
@@ -121,16 +170,16 @@ def launch_on_nodes(
     """
     if not Path(settings.folder).is_dir():
         raise InputError("is no folder here.", where=settings.folder, hint=f"Mount the claim {settings.claim} there.")
-    name = f"plumbline-ppo-{digest_of(arguments)[:8]}-{uuid.uuid4().hex[:6]}"
+    name = f"plumbline-{stage.name.replace('_', '-')}-{digest_of(arguments)[:8]}-{uuid.uuid4().hex[:6]}"
     place = Path(settings.folder) / "trainjobs" / name
     try:
-        file = _lay_out(arguments, settings, place)
+        file = _lay_out(stage, arguments, settings, place)
         environment = step_environment()
         environment.pop(PROGRESS_VARIABLE, None)  # a file of this machine
-        kept = environment.get(CHECKPOINTS_VARIABLE, "")
-        if not kept or is_object_storage(kept):  # all nodes must see one folder
+        if not environment.get(CHECKPOINTS_VARIABLE):
             environment[CHECKPOINTS_VARIABLE] = f"{settings.folder}/checkpoints"
-        job = train_job(name, settings, [*_NODE_COMMAND, str(file)], environment=environment, owner=step_pod())
+        command = [*_NODE_LAUNCHER, stage.module, str(file)]
+        job = train_job(name, settings, command, environment=environment, owner=step_pod())
         outcome = file.with_suffix(_OUTCOME)
         try:
             run_train_job(job, cluster=cluster)
@@ -139,28 +188,33 @@ def launch_on_nodes(
                 _read_outcome(outcome)  # the stage's own error says more
             raise
         result = _read_outcome(outcome)
-        for output in _OUTPUTS:
+        for output in stage.outputs:
             shutil.copytree(place / output, arguments[output], dirs_exist_ok=True)
         return result
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _lay_out(arguments: Mapping[str, Any], settings: TrainJobSettings, place: Path) -> Path:
+def _lay_out(stage: Stage, arguments: Mapping[str, Any], settings: TrainJobSettings, place: Path) -> Path:
     """Copies the inputs to where every node sees them; returns the file of arguments for the nodes."""
-    for name in _INPUTS:
+    inputs = [name for name in stage.inputs if arguments[name]]
+    for name in inputs:
         shutil.copytree(arguments[name], place / name)
     world = settings.nodes * settings.processes_per_node
-    there = {name: str(place / name) for name in (*_INPUTS, *_OUTPUTS)}
+    there = {name: str(place / name) for name in (*inputs, *stage.outputs)}
     mine = {**arguments["settings"], "trainjob": None, "processes": world}
     write_json(place / "arguments.json", {**arguments, **there, "settings": mine})
     return place / "arguments.json"
 
 
-def main(arguments_file: str) -> None:
-    """One of the processes; the first writes the outcome."""
-    from components.ppo.stage import run
+def main(stage: Stage, arguments_file: str) -> None:
+    """One of the processes; the first writes the outcome.
 
+    Args:
+        stage: Its module is imported anew: the one that a launcher runs is called `__main__`, and so would its log.
+        arguments_file: Arguments of its `run`, as JSON.
+    """
+    run = import_module(stage.module).run
     file = Path(arguments_file)
     outcome = file.with_suffix(_OUTCOME)
     is_main = int(os.environ.get("RANK", "0")) == 0
@@ -175,9 +229,9 @@ def main(arguments_file: str) -> None:
         write_json(outcome, {"result": result})
 
 
-def _command(file: Path, processes: int) -> list[str]:
+def _command(stage: Stage, file: Path, processes: int) -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*launcher, "--module", "components.ppo.launch", str(file)]
+    return [*launcher, "--module", stage.module, str(file)]
 
 
 def _wait_a_little(process: subprocess.Popen[bytes]) -> int | None:
@@ -187,20 +241,18 @@ def _wait_a_little(process: subprocess.Popen[bytes]) -> int | None:
         return None
 
 
-def _tell_workers(launcher: subprocess.Popen[bytes]) -> None:
+def _tell_workers(stage: Stage, launcher: subprocess.Popen[bytes]) -> None:
     """SIGTERM to the workers themselves: the launcher, told, would kill them before they have saved."""
-    for child in psutil.Process(launcher.pid).children(recursive=True):
-        if "components.ppo.launch" in child.cmdline():
-            child.send_signal(signal.SIGTERM)
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(launcher.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if stage.module in child.cmdline():
+                    child.send_signal(signal.SIGTERM)
 
 
 def _read_outcome(file: Path) -> dict[str, Any]:
+    """What the stage returned, or its error, raised as it was."""
     outcome = json.loads(file.read_text(encoding="utf-8"))
     if "result" in outcome:
         return outcome["result"]
-    kind = _KINDS.get(outcome["error"], PlumblineError)
-    raise kind(outcome["problem"], where=outcome["where"], hint=outcome["hint"])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    raise error_like(outcome["error"], outcome["problem"], outcome["where"], outcome["hint"])
