@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from components.shared.errors import InputError
 from components.shared.settings import StrictModel, parse_settings
+from components.shared.trainjob import Toleration
 
 __all__ = [
     "STEPS",
@@ -67,23 +68,6 @@ KubernetesName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Duration = Annotated[str, StringConstraints(pattern=r"^\d+s$")]
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/")]
-
-
-class Toleration(StrictModel):
-    """A taint that a step's pod bears, as in Kubernetes."""
-
-    key: str | None = None
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-
-    @model_validator(mode="after")
-    def _operator_fits(self) -> Toleration:
-        if self.operator == "Exists" and self.value is not None:
-            raise ValueError("operator Exists takes no value")
-        if self.operator == "Equal" and not self.key:
-            raise ValueError("operator Equal needs a key")
-        return self
 
 
 class SharedMemory(StrictModel):
@@ -218,11 +202,18 @@ class Place(StrictModel):
         Raises:
             InputError: The profile wants images pinned by digest, and this one is not.
         """
-        image = self.for_step(name).image or default
+        return self.pinned(self.for_step(name).image or default, where=f"step {name}")
+
+    def pinned(self, image: str, *, where: str) -> str:
+        """The image.
+
+        Raises:
+            InputError: The profile wants images pinned by digest, and this one is not.
+        """
         if self.profile.require_digests and not _DIGEST.search(image):
             raise InputError(
                 f"the image {image!r} is not pinned by digest, as this profile requires.",
-                where=f"step {name}",
+                where=where,
                 hint="Give name@sha256:<64 hex digits> as light.image and train.image of the profile.",
             )
         return image

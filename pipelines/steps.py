@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kfp import dsl, kubernetes
 
 from components.shared.code_version import code_version
+from components.shared.images import TRAIN_IMAGE
+from components.shared.trainjob import TrainJobSettings
 from pipelines.placement import STEPS, EnvironmentSource, Place, Profile, StepResources, load_profile
 from pipelines.settings import RunSettings
 
-__all__ = ["code_version", "pipeline_config", "place", "places"]
+__all__ = ["code_version", "pipeline_config", "place", "places", "with_nodes_placed"]
 
 _RETRY_BACKOFF, _RETRY_WITHIN = "30s", "3600s"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -29,6 +33,32 @@ def places(settings: RunSettings) -> tuple[Place, Place]:
     execution = settings.execution
     profile = load_profile(execution.profile)
     return profile.resources("light", execution.light), profile.resources("train", execution.train)
+
+
+def with_nodes_placed(settings: RunSettings, stage: str) -> Any:
+    """A stage's section; where it trains on several nodes, they get what the profile says of training steps.
+
+    Raises:
+        InputError: The profile cannot be used, or an image is not pinned by digest where it wants that.
+    """
+    section = getattr(settings, stage)
+    job: TrainJobSettings | None = getattr(section, "trainjob", None)
+    if job is None:
+        return section
+    _, train = places(settings)
+    resources, profile = train.for_step(stage), train.profile
+    told = {
+        "image": train.pinned(job.image, where=f"{stage}.trainjob") if job.image else train.image(stage, TRAIN_IMAGE),
+        "queue": resources.queue,
+        "priority": resources.priority,
+        "node_selector": resources.node_selector,
+        "tolerations": resources.tolerations,
+        "pull_secrets": profile.pull_secrets,
+        "scratch": profile.scratch,
+        "shared_memory": resources.shared_memory and resources.shared_memory.size,
+    }
+    inherited = {name: value for name, value in told.items() if value and name not in job.model_fields_set}
+    return section.model_copy(update={"trainjob": job.model_copy(update=inherited)})
 
 
 def pipeline_config(settings: RunSettings) -> dsl.PipelineConfig:

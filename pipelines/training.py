@@ -30,7 +30,7 @@ from pipelines.placement import Place
 from pipelines.recipe import recipe_of
 from pipelines.release import build_release
 from pipelines.settings import RunSettings
-from pipelines.steps import code_version, pipeline_config, place, places
+from pipelines.steps import code_version, pipeline_config, place, places, with_nodes_placed
 
 __all__ = [
     "MEANING",
@@ -338,4 +338,4 @@ def with_recipe(settings: RunSettings, arguments: dict[str, Any]) -> dict[str, A
 
 def settings_argument(settings: RunSettings, stage: str) -> dict[str, Any]:
     """A stage's section of the settings as the parameter `<stage>_settings`."""
-    return {f"{stage}_settings": as_parameter(getattr(settings, stage))}
+    return {f"{stage}_settings": as_parameter(with_nodes_placed(settings, stage))}

@@ -115,7 +115,7 @@ def _run(
     }
     with (
         _further_reward_models(chosen.reward) as further,
-        stage_run("ppo", settings=settings, seed=seed, told=world.is_main) as tracking,
+        stage_run("ppo", settings=settings, seed=seed, tells=world.is_main) as tracking,
         joint_training_folder(world, identity := _identity(inputs, further, chosen, seed)) as folder,
     ):
         digests = identity["inputs"]

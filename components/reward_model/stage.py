@@ -85,7 +85,7 @@ def _run(job: _Job, world: World, output: str | Path) -> dict[str, Any]:
     """One of the processes; the first writes and tells."""
     with (
         graceful_termination() as termination,
-        stage_run(job.label, settings=job.settings_json, seed=job.seed, told=world.is_main) as tracking,
+        stage_run(job.label, settings=job.settings_json, seed=job.seed, tells=world.is_main) as tracking,
         joint_training_folder(world, job.identity) as folder,
         _target(job, world, output) as draft,
     ):

@@ -98,7 +98,7 @@ def _run(
     logged = settings.model_dump(mode="json")
     with (
         graceful_termination() as termination,
-        stage_run("sft", settings=logged, seed=seed, told=world.is_main) as tracking,
+        stage_run("sft", settings=logged, seed=seed, tells=world.is_main) as tracking,
     ):
         seed_everything(seed)
         start = _load_base_model(base_model, settings)

@@ -220,7 +220,7 @@ class StageRun:
 
 @contextlib.contextmanager
 def stage_run(
-    stage: str, *, settings: Mapping[str, Any] | None = None, seed: int | None = None, told: bool = True
+    stage: str, *, settings: Mapping[str, Any] | None = None, seed: int | None = None, tells: bool = True
 ) -> Iterator[StageRun]:
     """Opens the step's MLflow run and closes it with the step's outcome; tells watchers when the step starts and ends.
 
@@ -228,7 +228,7 @@ def stage_run(
         stage: The step's name.
         settings: Its settings, logged as parameters.
         seed: Its seed.
-        told: Whether this process tells; of several that do one step together, one does.
+        tells: Whether this process tells; of several that do one step together, one does.
 
     Yields:
         The run to log to.
@@ -241,7 +241,7 @@ def stage_run(
     if stop_asked():
         logger.warning("%s not started: the run was interrupted.", stage)
         raise SystemExit(EXIT_TERMINATED)
-    if not told:
+    if not tells:
         yield StageRun()
         return
     announce(stage, "started")

@@ -16,15 +16,24 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from components.shared.errors import PlumblineError
+from components.shared.errors import InputError, PlumblineError
 from components.shared.settings import StrictModel
 from components.shared.termination import graceful_termination
 
-__all__ = ["Cluster", "TrainJobError", "TrainJobSettings", "run_train_job", "step_environment", "step_pod", "train_job"]
+__all__ = [
+    "Cluster",
+    "Toleration",
+    "TrainJobError",
+    "TrainJobSettings",
+    "run_train_job",
+    "step_environment",
+    "step_pod",
+    "train_job",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -32,6 +41,10 @@ _GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 _MANAGER = "plumbline.dev/step"
 _CONTAINER = "node"
 """Name of the trainer's replicated job and of its container in Kubeflow Trainer's runtimes."""
+_PRIORITY_LABEL = "plumbline.dev/priority-class"
+"""No patch can set a pod's priority class; an admission policy of k8s/ reads it from this label."""
+_GRACE_SECONDS = 60
+"""From a pod's SIGTERM to its SIGKILL; of these, torch's launcher gives its processes 30 to save."""
 _WATCH_SECONDS = 60
 _PATIENCE_SECONDS = 300.0
 """How long the API server may be away before the step gives up following; the job itself goes on and is deleted."""
@@ -51,8 +64,28 @@ class TrainJobError(PlumblineError):
     """The TrainJob could not be made, failed, or was lost sight of."""
 
 
+class Toleration(StrictModel):
+    """A taint that a pod bears, as in Kubernetes."""
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _operator_fits(self) -> Toleration:
+        if self.operator == "Exists" and self.value is not None:
+            raise ValueError("operator Exists takes no value")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("operator Equal needs a key")
+        return self
+
+
 class TrainJobSettings(StrictModel):
     """Training on several nodes by Kubeflow Trainer; absent: in the step's own pod.
+
+    What the profile of the environment says of training steps (image, queue, priority, node selector, tolerations, pull
+    secrets, scratch folders, shared memory) holds for the nodes too where nothing is said here.
 
     Attributes:
         runtime: ClusterTrainingRuntime, of torch.
@@ -60,11 +93,17 @@ class TrainJobSettings(StrictModel):
         processes_per_node: Processes a pod, one a GPU.
         claim: Volume claim (ReadWriteMany) that the step and every node mount.
         folder: Where they mount it; inputs, checkpoints and results of the training lie below it.
-        image: Image of the nodes: that of the training steps.
+        image: Image of the nodes; empty: that of the training steps.
         gpus_per_node: `nvidia.com/gpu` of a node; 0 for none.
         cpu: CPU of a node, requested and limited.
         memory: Memory of a node, requested and limited.
         queue: Kueue LocalQueue that admits the job; empty for none.
+        priority: Priority class, for Kueue and for the pods; empty for none.
+        node_selector: Labels that a node must have.
+        tolerations: Taints that the pods bear.
+        pull_secrets: Secrets with the registry's login.
+        scratch: Writable folders (emptyDir) and their sizes; all else of the image is read-only.
+        shared_memory: Size of an in-memory /dev/shm; empty: up to half of the node's memory.
         secrets: By variable, the Secret that has a key of this name; a node that finds none goes without.
         timeout_seconds: A job that runs longer is ended.
     """
@@ -74,11 +113,17 @@ class TrainJobSettings(StrictModel):
     processes_per_node: int = Field(default=1, ge=1)
     claim: str = "plumbline-models"
     folder: str = Field(default="/models", pattern="^/")
-    image: str = Field(min_length=1)
+    image: str = ""
     gpus_per_node: int = Field(default=0, ge=0)
     cpu: str = "8"
     memory: str = "64Gi"
     queue: str = ""
+    priority: str = ""
+    node_selector: dict[str, str] = Field(default={})
+    tolerations: list[Toleration] = Field(default=[])
+    pull_secrets: list[str] = Field(default=[])
+    scratch: dict[str, str] = Field(default={"/tmp": "20Gi"}, min_length=1)
+    shared_memory: str = ""
     secrets: dict[str, str] = Field(default=_SECRETS)
     timeout_seconds: int = Field(default=172_800, ge=60)
 
@@ -124,10 +169,21 @@ def train_job(
         command: What each node runs; Trainer sets torch's `PET_` variables, which `torchrun` reads.
         environment: Variables of each node.
         owner: (name, uid) of the step's pod; with it the job goes when the pod goes.
+
+    Raises:
+        InputError: No image is named.
     """
+    if not settings.image:
+        raise InputError(
+            "no image is named for the nodes.",
+            where="trainjob.image",
+            hint="Give one, or train.image in the profile of the environment.",
+        )
     metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/part-of": "plumbline"}}
     if settings.queue:
         metadata["labels"]["kueue.x-k8s.io/queue-name"] = settings.queue
+    if settings.priority:
+        metadata["labels"]["kueue.x-k8s.io/priority-class"] = settings.priority
     if owner is not None:
         reference = {"apiVersion": "v1", "kind": "Pod", "name": owner[0], "uid": owner[1]}
         metadata["ownerReferences"] = [reference]
@@ -198,7 +254,7 @@ def _variables(environment: Mapping[str, str], secrets: Mapping[str, str]) -> li
 
 
 def _patch(settings: TrainJobSettings) -> dict[str, Any]:
-    """What the runtime's pods get: the shared folder, a scratch folder, and what `restricted` asks of them."""
+    """What the runtime's pods get, as far as Trainer lets a patch say it: docs/trainjob.md has what it does not."""
     pod: dict[str, Any] = {
         "securityContext": {
             "runAsNonRoot": True,
@@ -206,23 +262,48 @@ def _patch(settings: TrainJobSettings) -> dict[str, Any]:
             "fsGroup": 65532,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumes": [
-            {"name": "plumbline-shared", "persistentVolumeClaim": {"claimName": settings.claim}},
-            {"name": "plumbline-shm", "emptyDir": {"medium": "Memory"}},
-        ],
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "volumes": _volumes(settings),
         "containers": [
             {
                 "name": _CONTAINER,
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "readOnlyRootFilesystem": True,
+                },
                 "volumeMounts": [
                     {"name": "plumbline-shared", "mountPath": settings.folder},
                     {"name": "plumbline-shm", "mountPath": "/dev/shm"},
+                    *({"name": _scratch_name(path), "mountPath": path} for path in settings.scratch),
                 ],
             }
         ],
     }
-    replicated: dict[str, Any] = {"name": _CONTAINER, "template": {"spec": {"template": {"spec": pod}}}}
+    if settings.node_selector:
+        pod["nodeSelector"] = settings.node_selector
+    if settings.tolerations:
+        pod["tolerations"] = [one.model_dump(exclude_none=True) for one in settings.tolerations]
+    if settings.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in settings.pull_secrets]
+    template: dict[str, Any] = {"spec": pod}
+    if settings.priority:
+        template["metadata"] = {"labels": {_PRIORITY_LABEL: settings.priority}}
+    replicated = {"name": _CONTAINER, "template": {"spec": {"template": template}}}
     return {"manager": _MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated]}}}}
+
+
+def _volumes(settings: TrainJobSettings) -> list[dict[str, Any]]:
+    memory = {"medium": "Memory"} | ({"sizeLimit": settings.shared_memory} if settings.shared_memory else {})
+    return [
+        {"name": "plumbline-shared", "persistentVolumeClaim": {"claimName": settings.claim}},
+        {"name": "plumbline-shm", "emptyDir": memory},
+        *({"name": _scratch_name(path), "emptyDir": {"sizeLimit": size}} for path, size in settings.scratch.items()),
+    ]
+
+
+def _scratch_name(path: str) -> str:
+    return f"plumbline-scratch{re.sub('[^a-z0-9]+', '-', path.rstrip('/').lower())}"
 
 
 def _create(cluster: Cluster, job: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from components.shared.errors import PlumblineError, error_like
+from components.shared.full_disk import full_disk
 
 __all__ = ["World"]
 
@@ -196,6 +197,7 @@ class World:
 
 
 def _described(error: Exception, rank: int) -> tuple[str, str, str | None, str | None]:
+    error = full_disk(error) or error
     if isinstance(error, PlumblineError):
         return type(error).__name__, error.problem, error.where, error.hint
     return "PlumblineError", f"{type(error).__name__}: {error}", f"process {rank}", None

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from components.shared.errors import InputError
+from components.shared.trainjob import TrainJobSettings
 from pipelines.cluster import compile_pipeline
 from pipelines.placement import EnvironmentSource, Place, Profile, StepResources, load_profile, shipped_profiles
 from pipelines.settings import RunSettings, load_run_settings
+from pipelines.steps import with_nodes_placed
 
 
 def _write(folder: Path, text: str) -> str:
@@ -119,3 +121,40 @@ def test_only_steps_that_read_evidence_or_ledger_see_the_database() -> None:
     for name in ("dev", "prod"):
         database = next(one for one in load_profile(name).secrets if one.name == "plumbline-database")
         assert not any(database.is_for(step) for step in ("sft", "reward_model", "ppo", "collection", "evaluation"))
+
+
+_JOB = {"nodes": 2, "processes_per_node": 4, "gpus_per_node": 4}
+_DIGEST = "@sha256:" + "0" * 64
+
+
+def _trainjob(profile: str, stage: str = "sft", **job: object) -> TrainJobSettings:
+    values = load_run_settings("gpu-example").model_dump(mode="json", exclude_unset=True)
+    values["execution"] = {"profile": profile}
+    values[stage] = values.get(stage, {}) | {"batch_size": 8, "trainjob": _JOB | job}
+    return with_nodes_placed(RunSettings.model_validate(values), stage).trainjob
+
+
+def test_nodes_get_what_the_profile_says_of_training_steps(tmp_path: Path) -> None:
+    profile = _write(tmp_path, f"extends: prod\ntrain: {{image: registry.example.com/train{_DIGEST}}}\n")
+    job, prod = _trainjob(profile), load_profile(profile)
+    assert job.image == prod.train.image
+    assert (job.queue, job.priority) == ("plumbline", "plumbline-training")
+    assert job.node_selector == prod.train.node_selector
+    assert job.tolerations == prod.train.tolerations
+    assert job.pull_secrets == ["plumbline-registry"]
+    assert job.scratch == {"/tmp": "200Gi"}
+    assert job.shared_memory == "16Gi"
+
+
+def test_what_a_job_says_itself_stands_over_the_profile(tmp_path: Path) -> None:
+    profile = _write(tmp_path, "extends: dev\ntrain: {image: registry.example.com/train:1}\n")
+    job = _trainjob(
+        profile, "reward_model", image="registry.example.com/other:2", queue="", node_selector={"pool": "a"}
+    )
+    assert (job.image, job.queue, job.node_selector) == ("registry.example.com/other:2", "", {"pool": "a"})
+    assert job.priority == "plumbline-training"
+
+
+def test_production_takes_no_image_for_nodes_that_is_not_pinned_by_digest() -> None:
+    with pytest.raises(InputError, match=r"sft\.trainjob: the image 'registry.example.com/train:1' is not pinned"):
+        _trainjob("prod", image="registry.example.com/train:1")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from components.shared.errors import InputError
 from components.shared.hf_checkpoints import TrainingFolder
@@ -20,7 +21,7 @@ from components.shared.hf_training import (
     training_arguments,
     weights_dtype,
 )
-from components.shared.training_settings import TrainingSettings
+from components.shared.training_settings import JointTrainingSettings, TrainingSettings
 
 
 def make_settings(**overrides: Any) -> TrainingSettings:
@@ -128,3 +129,23 @@ def test_nothing_is_reported_and_no_nan_is_hidden(tmp_path):
 def test_full_fine_tuning_has_no_adapter():
     assert lora_config(make_settings(parameterisation="full"), task_type="CAUSAL_LM") is None
     assert lora_config(make_settings(), task_type="SEQ_CLS").task_type == "SEQ_CLS"
+
+
+def test_what_fills_the_last_batch_comes_last_in_every_epoch_and_changes_no_order():
+    plain, filled = EpochSampler([3] * 21, 8, 0), EpochSampler([3] * 21, 8, 0, fill=3)
+    for epoch in (0, 1):
+        plain.set_epoch(epoch)
+        filled.set_epoch(epoch)
+        assert list(filled) == [*plain, 21, 22, 23]
+
+
+def test_a_batch_is_dealt_among_processes():
+    job = {"nodes": 2, "processes_per_node": 2, "image": "train"}
+    for several in ({"processes": 4}, {"trainjob": job}):
+        assert make_joint_settings(batch_size=8, **several).shaping == make_joint_settings(batch_size=8).shaping
+        with pytest.raises(ValidationError, match=r"batch_size \(6\) must be a multiple of the 4 processes"):
+            make_joint_settings(batch_size=6, **several)
+
+
+def make_joint_settings(**overrides: Any) -> JointTrainingSettings:
+    return JointTrainingSettings(**({"epochs": 1, "learning_rate": 1e-3} | overrides))

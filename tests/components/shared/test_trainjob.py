@@ -17,10 +17,21 @@ import pytest
 import yaml
 from small_cluster import SmallCluster, small_cluster
 
+from components.shared.errors import InputError
 from components.shared.trainjob import TrainJobError, TrainJobSettings, run_train_job, step_environment, train_job
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = ROOT / "tests" / "k8s" / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
+
+
+PLACED = {
+    "priority": "plumbline-training",
+    "node_selector": {"pool": "gpu"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "pull_secrets": ["plumbline-registry"],
+    "scratch": {"/tmp": "200Gi", "/var/cache/triton": "5Gi"},
+    "shared_memory": "16Gi",
+}
 
 
 def _make_job(code: str = "print('trained')", **overrides: Any) -> dict[str, Any]:
@@ -30,7 +41,7 @@ def _make_job(code: str = "print('trained')", **overrides: Any) -> dict[str, Any
 
 def test_the_object_fits_the_schema_of_the_trainer_and_a_wrong_one_does_not() -> None:
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    job = _make_job(gpus_per_node=8, queue="plumbline")
+    job = _make_job(gpus_per_node=8, queue="plumbline", **PLACED)
     assert [error.message for error in validator.iter_errors(job)] == []
     job["spec"]["trainer"]["nodes"] = 2
     assert [error.message for error in validator.iter_errors(job)] != []
@@ -47,6 +58,30 @@ def test_the_nodes_run_restricted_mount_the_shared_folder_and_name_their_secrets
     assert job["metadata"]["ownerReferences"][0]["uid"] == "uid"
     named = {one["name"] for one in job["spec"]["trainer"]["env"] if "valueFrom" in one}
     assert named == set(TrainJobSettings(nodes=1, image="x").secrets)
+
+
+def test_the_nodes_are_placed_and_have_scratch_folders_over_a_root_that_is_read_only() -> None:
+    job = _make_job(**PLACED)
+    patch = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    template = patch["template"]["spec"]["template"]
+    pod, (node,) = template["spec"], template["spec"]["containers"]
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["tolerations"] == PLACED["tolerations"]
+    assert pod["imagePullSecrets"] == [{"name": "plumbline-registry"}]
+    assert node["securityContext"]["readOnlyRootFilesystem"] is True
+    mounted = {one["mountPath"]: one["name"] for one in node["volumeMounts"]}
+    volumes = {one["name"]: one.get("emptyDir") for one in pod["volumes"]}
+    assert volumes[mounted["/tmp"]] == {"sizeLimit": "200Gi"}
+    assert volumes[mounted["/var/cache/triton"]] == {"sizeLimit": "5Gi"}
+    assert volumes[mounted["/dev/shm"]] == {"medium": "Memory", "sizeLimit": "16Gi"}
+    assert set(mounted.values()) == set(volumes)
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "plumbline-training"
+    assert template["metadata"]["labels"] == {"plumbline.dev/priority-class": "plumbline-training"}
+
+
+def test_a_job_without_an_image_is_refused() -> None:
+    with pytest.raises(InputError, match="no image is named"):
+        _make_job(image="")
 
 
 def test_no_credential_travels_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
