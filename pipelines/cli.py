@@ -8,7 +8,6 @@ ROLLBACK), 1 a step failed or the gate could not judge (ERROR), 2 wrong use or i
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import sys
@@ -17,25 +16,25 @@ from typing import Any
 
 import click
 
+from pipelines import gate_cli
+from pipelines.cli_options import (
+    EXIT_FAILED,
+    actor_option,
+    json_option,
+    print_json,
+    print_table,
+    tell,
+    who,
+    workspace_option,
+)
 from pipelines.cluster_cli import cancel, compile_, connected, doctor, logs, schedule, submit, upload, watch_run
 
 __all__ = ["main"]
 
-_EXIT_FAILED = 1
 _EXIT_INPUT = 2
 
-_workspace = click.option(
-    "--workspace", default="runs", show_default=True, help="Folder of local runs.", type=click.Path(file_okay=False)
-)
 _other_workspace = click.option(
     "--workspace", default=None, help="Overrides execution.workspace.", type=click.Path(file_okay=False)
-)
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-_reason = click.option("--reason", required=True, help="Why; it stands in the ledger for good.")
-_actor = click.option(
-    "--actor",
-    default=None,
-    help="Who acts; default: PLUMBLINE_ACTOR, else the login name. The ledger says beside it under which account.",
 )
 
 
@@ -77,7 +76,7 @@ def cli() -> None:
     help="Steps as processes here, or each in a container of its image; default: the settings' `execution.runner`.",
 )
 @_other_workspace
-@_as_json
+@json_option
 def run(settings_file: str, seed: int | None, runner: str | None, workspace: str | None, as_json: bool) -> None:
     """Run the whole pipeline on this machine.
 
@@ -101,7 +100,7 @@ def run(settings_file: str, seed: int | None, runner: str | None, workspace: str
 @click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
 @click.option("--force", is_flag=True, help="Train whatever is found.")
 @_other_workspace
-@_as_json
+@json_option
 def retrain(settings_file: str, force: bool, workspace: str | None, as_json: bool) -> None:
     """Run the whole pipeline if data or base model changed since the model's last run that ended well.
 
@@ -122,8 +121,8 @@ def retrain(settings_file: str, force: bool, workspace: str | None, as_json: boo
 )
 @click.option("--model", "model_name", required=True, help="Registered model.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of sampling and raters; default: another one each time.")
-@_workspace
-@_as_json
+@workspace_option
+@json_option
 def soak(run_id: str | None, model_name: str, seed: int | None, workspace: str, as_json: bool) -> None:
     """Collect fresh human evidence on the live model, and roll back if it shows harm."""
     from pipelines.runs import run_soak
@@ -134,8 +133,8 @@ def soak(run_id: str | None, model_name: str, seed: int | None, workspace: str, 
 @cli.command("release-checkpoint")
 @click.option("--run", "run_id", required=True, help="The run whose gate offered the checkpoint.")
 @click.option("--checkpoint", "step", required=True, type=click.IntRange(min=1), help="Its training step.")
-@_workspace
-@_as_json
+@workspace_option
+@json_option
 def release_checkpoint(run_id: str, step: int, workspace: str, as_json: bool) -> None:
     """Judge a checkpoint that the gate offered, as a candidate of its own on fresh prompts."""
     from pipelines.runs import run_checkpoint_release
@@ -151,9 +150,9 @@ def release_checkpoint(run_id: str, step: int, workspace: str, as_json: bool) ->
 @click.option("--force", is_flag=True, help="Also while a run of it seems to be going on: you know that it was killed.")
 @click.option("--order", "order_id", default=None, hidden=True)
 @click.option("--attempt", type=int, default=None, hidden=True)
-@_actor
-@_workspace
-@_as_json
+@actor_option
+@workspace_option
+@json_option
 def release(
     model_name: str | None,
     version: str | None,
@@ -185,7 +184,7 @@ def release(
             order_id=order_id,
             attempt=attempt,
             force=force,
-            actor=_who(actor),
+            actor=who(actor),
             console=_console(),
         )
         _finish(found, as_json)
@@ -197,7 +196,7 @@ def release(
     with root.services():
         looked = start_due(make_start(settings.release_trigger, root))
     if as_json:
-        _print_json(looked)
+        print_json(looked)
         return
     for one in looked["started"]:
         click.echo(f"{one['model']} version {one['version']}: release run started (attempt {one['attempt']}).")
@@ -213,8 +212,8 @@ def release(
     show_default=True,
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@_workspace
-@_as_json
+@workspace_option
+@json_option
 def demo(scenario: str, seed: int, workspace: str, as_json: bool) -> None:
     """Run the demonstration: a tiny model, a hidden taste, simulated raters.
 
@@ -228,13 +227,13 @@ def demo(scenario: str, seed: int, workspace: str, as_json: bool) -> None:
 
 
 @cli.command()
-@_workspace
+@workspace_option
 @click.option("--run", "run_id", default=None, help="Show this run on a cluster (KFP's run id) instead.")
 @click.option("--watch", is_flag=True, help="With --run: follow it to its end.")
 @click.option("--every", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds, with --watch.")
 @click.option("--give-up-after", "limit", default=None, type=click.FloatRange(min=0), help="Seconds, with --watch.")
 @connected
-@_as_json
+@json_option
 def status(
     connect: Callable[[], Any],
     workspace: str,
@@ -257,227 +256,21 @@ def status(
 
     found = workspace_status(workspace)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     rows = [[r["run_id"], r["status"], r["verdict"] or "-", r["seconds"]] for r in found["runs"]]
-    _print_table(["run", "status", "verdict", "seconds"], rows)
+    print_table(["run", "status", "verdict", "seconds"], rows)
     _tell_what_waits(found)
     for model in found["models"]:
         click.echo(f"{model['model']}: champion {'version ' + model['champion'] if model['champion'] else 'none'}")
 
 
 @cli.command()
-@click.argument("model")
-@_workspace
-@_as_json
-def history(model: str, workspace: str, as_json: bool) -> None:
-    """Show everything that happened to MODEL: who, when, from, to, why."""
-    entries = _with_gate(workspace, lambda gate: gate.history(model))
-    if as_json:
-        _print_json(entries)
-        return
-    columns = ["sequence", "time", "version", "event", "from_state", "to_state", "actor", "reason"]
-    rows = [[*(entry[name] for name in columns), entry["details"].get("written_by")] for entry in entries]
-    _print_table([*columns, "written by"], rows)
-
-
-@cli.command()
-@click.argument("model")
-@_workspace
-@_as_json
-def verify(model: str, workspace: str, as_json: bool) -> None:
-    """Replay MODEL's ledger: hashes, legal moves, and the head that is anchored outside the database."""
-    result = _with_gate(workspace, lambda gate: gate.verify(model))
-    if as_json:
-        _print_json(result)
-    else:
-        click.echo(f"{model}: {result['entries']} entries, " + ("intact." if result["ok"] else "NOT INTACT:"))
-        for problem in result["problems"]:
-            click.echo(f"  {problem}")
-    if not result["ok"]:
-        sys.exit(_EXIT_FAILED)
-
-
-@cli.command()
-@click.argument("model")
-@_workspace
-@_as_json
-def audit(model: str, workspace: str, as_json: bool) -> None:
-    """Prove MODEL's past: the ledger is intact, and each verdict follows from the evidence that was kept beside it."""
-    from pipelines.rehearsals import audit_model
-
-    found = audit_model(model, workspace=workspace)
-    if as_json:
-        _print_json(found)
-    else:
-        columns = ["sequence", "time", "version", "recorded", "again", "problem"]
-        _print_table(columns, [[one[column] for column in columns] for one in found["verdicts"]])
-        intact = "intact" if found["ledger"]["ok"] else f"NOT INTACT: {' '.join(found['ledger']['problems'])}"
-        click.echo(
-            f"{model}: the ledger is {intact}; {sum(v['ok'] for v in found['verdicts'])} of "
-            f"{len(found['verdicts'])} verdicts follow from their evidence."
-        )
-    if not found["ok"]:
-        sys.exit(_EXIT_FAILED)
-
-
-@cli.command()
-@click.argument("model")
-@_reason
-@_actor
-@_workspace
-@_as_json
-def rollback(model: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
-    """Put MODEL's previous champion back."""
-    result = _with_gate(workspace, lambda gate: gate.rollback(model, actor=_who(actor), reason=reason))
-    if as_json:
-        _print_json(result)
-    else:
-        click.echo(f"{model}: version {result['version']} is champion again, after {result['seconds']:.1f} s.")
-
-
-@cli.command()
-@click.argument("model")
-@_actor
-@_workspace
-@_as_json
-def drill(model: str, actor: str | None, workspace: str, as_json: bool) -> None:
-    """Rehearse a rollback on a scratch model beside MODEL, and say how long it took. MODEL itself is left alone."""
-    result = _with_gate(workspace, lambda gate: gate.drill(model, actor=_who(actor)))
-    _tell(result, as_json)
-    if not result["ok"]:
-        sys.exit(_EXIT_FAILED)
-
-
-@cli.command()
-@click.argument("model")
-@click.argument("version")
-@_reason
-@_actor
-@_workspace
-@_as_json
-def approve(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
-    """Approve VERSION of MODEL; with the last approval that the policy asks for, it is promoted.
-
-    For policies that say release.command_line_may_approve: here a name is typed and nobody is signed in, so that the
-    ledger also says under which account, and an account is one person. Production wants the release's page.
-    """
-    key = _review_key(workspace)
-    result = _with_gate(workspace, lambda gate: gate.approve(model, version, actor=_who(actor), reason=reason, key=key))
-    _tell(result, as_json)
-
-
-@cli.command()
-@click.argument("model")
-@click.argument("version")
-@_reason
-@_actor
-@_workspace
-@_as_json
-def reject(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
-    """Reject VERSION of MODEL, for good."""
-    result = _with_gate(workspace, lambda gate: gate.reject(model, version, actor=_who(actor), reason=reason))
-    _tell(result, as_json)
-
-
-@cli.command()
-@click.argument("model")
-@click.argument("version")
-@_reason
-@_actor
-@_workspace
-@_as_json
-def abandon(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
-    """Give up a promotion of VERSION that was begun and cannot be ended; the champion stays."""
-    result = _with_gate(workspace, lambda gate: gate.abandon(model, version, actor=_who(actor), reason=reason))
-    _tell(result, as_json)
-
-
-@cli.command()
-@click.argument("model")
-@_workspace
-@_as_json
-def repair(model: str, workspace: str, as_json: bool) -> None:
-    """Make MLflow's aliases of MODEL what the ledger says."""
-    result = _with_gate(workspace, lambda gate: gate.repair(model))
-    result["message"] = "\n".join(result["changed"]) or f"{model}: the aliases agree with the ledger."
-    _tell(result, as_json)
-
-
-@cli.command("break-glass")
-@click.argument("model")
-@click.argument("version")
-@_reason
-@_actor
-@_workspace
-@_as_json
-def break_glass(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
-    """Put VERSION of MODEL live against the gate. Loud, and in the ledger for good."""
-    click.secho(f"BREAK-GLASS: {model} version {version} goes live against the gate.", fg="red", bold=True, err=True)
-    result = _with_gate(workspace, lambda gate: gate.break_glass(model, version, actor=_who(actor), reason=reason))
-    _tell(result, as_json)
-
-
-@cli.group()
-def policy() -> None:
-    """Look at gate policies."""
-
-
-@policy.command("check")
-@click.argument("file")
-@click.option(
-    "--decision", type=click.Path(exists=True, file_okay=False), help="Also judge this past decision's evidence."
-)
-@click.option("--run", "run_id", default=None, help="Also judge the evidence of this run's decision.")
-@_workspace
-@_as_json
-def policy_check(file: str, decision: str | None, run_id: str | None, workspace: str, as_json: bool) -> None:
-    """Validate a gate policy: FILE, or the name of a shipped one; says what is looser than production's.
-
-    With --decision or --run the evidence of a past decision is judged by it, criterion by criterion. Nothing is
-    recorded.
-    """
-    from pipelines.rehearsals import try_policy
-
-    if decision and run_id:
-        raise click.UsageError("Give --decision or --run, not both.")
-    found = try_policy(file, decision=decision, run_id=run_id, workspace=workspace)
-    if as_json:
-        _print_json(found)
-        return
-    click.echo(f"{found['name']} {found['version']} is valid (sha256 {found['digest'][:12]}).")
-    for line in found["looser_than_production"]:
-        click.echo(f"  looser than production: {line}")
-    if found["rehearsal"]:
-        _tell_rehearsal(found["rehearsal"], every_criterion=True)
-
-
-@cli.command()
-@click.option("--policy", "file", required=True, help="A policy file, or the name of a shipped policy.")
-@click.option("--model", "model_name", required=True, help="Registered model.")
-@_workspace
-@_as_json
-def replay(file: str, model_name: str, workspace: str, as_json: bool) -> None:
-    """Judge the evidence of all past releases by another policy: which verdicts would change, and why."""
-    from pipelines.rehearsals import replay_policy
-
-    found = replay_policy(file, model_name, workspace=workspace)
-    if as_json:
-        _print_json(found)
-        return
-    for one in found["decisions"]:
-        _tell_rehearsal(one, every_criterion=False)
-    for one in found["unreadable"]:
-        click.echo(f"{one['run']}: NOT JUDGED. {one['problem']}")
-    click.echo(f"{found['judged']} decisions judged by {found['policy']['name']}: {found['changed']} would change.")
-
-
-@cli.command()
 @click.option(
     "--wait", "wait_seconds", type=click.FloatRange(min=0), default=0, help="Seconds to wait for the database."
 )
-@_workspace
-@_as_json
+@workspace_option
+@json_option
 def migrate(wait_seconds: float, workspace: str, as_json: bool) -> None:
     """Bring the evidence and ledger tables up to date. Two at once wait for each other."""
     from dataclasses import asdict
@@ -487,33 +280,11 @@ def migrate(wait_seconds: float, workspace: str, as_json: bool) -> None:
 
     with Workspace(workspace).services():
         done = migrate_tables(wait_seconds=wait_seconds)
-    _tell(asdict(done) | {"message": done.message}, as_json)
-
-
-@cli.command("send-notices")
-@click.option("--id", "notice_id", default=None, help="One notice only, of those that were given up.")
-@_workspace
-@_as_json
-def send_notices(notice_id: str | None, workspace: str, as_json: bool) -> None:
-    """Send again the notices that were given up, and all that are due."""
-    from components.shared.notices import WEBHOOK_VARIABLE, open_outbox
-    from pipelines.workspace import Workspace
-
-    url = os.environ.get(WEBHOOK_VARIABLE, "")
-    if not url:
-        raise click.UsageError(f"{WEBHOOK_VARIABLE} is not set: there is nowhere to send them.")
-    with Workspace(workspace).services():
-        outbox = open_outbox()
-        again = outbox.send_again(notice_id)
-        delivered, left = outbox.send(url), outbox.undelivered()
-    found = {"again": again, "delivered": delivered, "undelivered": len(left)}
-    _tell(found | {"message": f"{delivered} delivered, {len(left)} not delivered."}, as_json)
-    if left:
-        sys.exit(_EXIT_FAILED)
+    tell(asdict(done) | {"message": done.message}, as_json)
 
 
 @cli.command()
-@_workspace
+@workspace_option
 @click.option("--port", default=5000, show_default=True)
 def ui(workspace: str, port: int) -> None:
     """Open MLflow's UI on the workspace, on this machine only."""
@@ -528,7 +299,7 @@ def ui(workspace: str, port: int) -> None:
 
 
 @cli.command()
-@_workspace
+@workspace_option
 @click.option("--settings", "settings_file", default=None, help="YAML file of the service's settings (ReviewSettings).")
 @click.option("--host", default=None, help="Address to listen on; default: this machine only.")
 @click.option("--port", type=click.IntRange(0, 65535), default=None, help="Port to listen on; default: 8090.")
@@ -536,7 +307,7 @@ def ui(workspace: str, port: int) -> None:
 @click.option("--manager", "managers", multiple=True, help="Who decides on releases; default: you. Local sign-in.")
 @click.option("--simulated", multiple=True, help="A program that rates; its votes are marked. Local sign-in.")
 @click.option("--replace-key", default="", help="Why the database's known secret is replaced by this one; told to all.")
-@_actor
+@actor_option
 def review(
     workspace: str,
     settings_file: str | None,
@@ -557,7 +328,7 @@ def review(
     from pipelines.release_runs import make_start
     from pipelines.workspace import Workspace
 
-    deciding = list(managers) or [_who(actor)]
+    deciding = list(managers) or [who(actor)]
     settings = review_settings(
         settings_file, host=host, port=port, managers=deciding, raters=list(raters), simulated=list(simulated)
     )
@@ -584,45 +355,8 @@ def _tell_what_waits(found: dict[str, Any]) -> None:
         click.echo("What was given up is sent again by `plumbline send-notices`.")
 
 
-for _command in (cancel, compile_, doctor, logs, schedule, submit, upload):
+for _command in (cancel, compile_, doctor, logs, schedule, submit, upload, *gate_cli.COMMANDS):
     cli.add_command(_command)
-
-
-def _with_gate(workspace: str, action: Callable[[Any], Any]) -> Any:
-    """Runs an action of the release gate on the workspace's services."""
-    from pipelines.workspace import Workspace
-
-    with Workspace(workspace).services():
-        from components.release_gate import operations
-
-        done = action(operations)
-        _send_notices()
-        return done
-
-
-def _send_notices() -> None:
-    """Sends what a command has put into the outbox; what cannot be sent now waits there for the next one."""
-    if url := os.environ.get("PLUMBLINE_WEBHOOK_URL"):
-        from components.shared.notices import open_outbox
-
-        open_outbox().send(url)
-
-
-def _review_key(workspace: str) -> Any:
-    """The review service's key, which tells the name under which somebody would have rated; None if not at hand."""
-    from components.shared.pseudonyms import PSEUDONYM_KEY
-    from components.shared.review_key import ReviewKey
-    from pipelines.workspace import Workspace
-
-    file = Workspace(workspace).state / "review-secret"
-    secret = os.environ.get(PSEUDONYM_KEY) or (file.read_text().strip() if file.is_file() else "")
-    return ReviewKey(secret) if secret else None
-
-
-def _who(actor: str | None) -> str:
-    import getpass
-
-    return actor or os.environ.get("PLUMBLINE_ACTOR") or getpass.getuser()
 
 
 def _console() -> Any:
@@ -635,57 +369,12 @@ def _console() -> Any:
 def _finish(result: Any, as_json: bool) -> None:
     """Prints how a run ended and leaves with the matching exit status."""
     if as_json:
-        _print_json(result.summary)
+        print_json(result.summary)
     else:
         from pipelines.verdict import describe
 
         describe(result, _console())
-    sys.exit(_EXIT_FAILED if result.failure or result.summary["verdict"] == "ERROR" else 0)
-
-
-def _tell_rehearsal(found: dict[str, Any], *, every_criterion: bool) -> None:
-    """A past verdict and the one by another policy; the criteria that differ, or all of them."""
-    where = f"{found['run']}, {found['model_name']} version {found['version']}"
-    if found["problem"]:
-        click.echo(f"{where}: NOT JUDGED. {found['problem']}")
-        return
-    then = (
-        found["recorded"]
-        if found["again"] in (None, found["recorded"])
-        else f"{found['recorded']} (now {found['again']})"
-    )
-    mark = "CHANGES" if found["changed"] else "as before"
-    click.echo(f"{where}: {then} by {found['recorded_policy']}, {found['verdict']} by this policy: {mark}.")
-    rows = [
-        [one["name"], one["before"] or "-", one["after"], one["threshold"], one["reason"]]
-        for one in found["criteria"]
-        if every_criterion or one["before"] != one["after"]
-    ]
-    if rows:
-        _print_table(["criterion", "before", "by this policy", "needed", "why"], rows)
-
-
-def _tell(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(result)
-    else:
-        click.echo(result["message"])
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=box.SIMPLE)
-    for row in rows:  # as text: what a person wrote is not markup
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    sys.exit(EXIT_FAILED if result.failure or result.summary["verdict"] == "ERROR" else 0)
 
 
 if __name__ == "__main__":
