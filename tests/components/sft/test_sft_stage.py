@@ -169,7 +169,7 @@ def test_no_half_written_policy_is_left_when_saving_fails(world, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(stage, "save_policy", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(PlumblineError, match="the disk is full"):
         run(world, tmp_path / "policy", epochs=1)
     assert list(tmp_path.iterdir()) == []
 
