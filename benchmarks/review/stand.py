@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -32,6 +33,8 @@ __all__ = ["Counted", "Service", "count_votes", "make_batch", "open_stand", "run
 _START_SECONDS = 60.0
 _LINK = re.compile(r"^(\S+) signs in once with \S+token=(\S+)$", re.MULTILINE)
 _ROOT = Path(__file__).parents[2]
+_SECRET = secrets.token_hex(32)
+"""One database takes one service key; the runs of one load share both."""
 _PLUMBLINE = "from pipelines.cli import main; main()"
 """What `plumbline` is, of this checkout."""
 
@@ -89,6 +92,7 @@ class Service:
             **os.environ,
             "PYTHONPATH": str(_ROOT),
             "PLUMBLINE_DATABASE_URL": database_url,
+            "PLUMBLINE_REVIEW_SECRET": _SECRET,
             "PYTHONUNBUFFERED": "1",
         }
         self._process: subprocess.Popen | None = None

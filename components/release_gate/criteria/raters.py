@@ -45,7 +45,7 @@ def _kinds(case: Case) -> Criterion:
 def _complete(case: Case) -> Criterion:
     complete = case.human.value(_STATISTICS, "complete")
     verdict = Finding.PASS if complete is True else Finding.HOLD
-    reason = "The batch is complete." if complete is True else "The batch is still open: let the raters finish it."
+    reason = "The batch is complete." if complete is True else "Pairs lack votes: let the raters finish an open batch."
     source = case.human.cite(_STATISTICS, "complete")
     return Criterion("raters.complete", verdict, reason, threshold="complete", source=source)
 
