@@ -37,6 +37,9 @@ __all__ = ["run"]
 
 logger = logging.getLogger(__name__)
 
+_COLLECTED = "collected pairs"
+"""What collected pairs are called: their folder is another in every run, and the data set is not."""
+
 
 def run(
     *,
@@ -86,7 +89,8 @@ def run(
         earlier, inputs = _inputs(preferences, prompts_dataset)
         tokenizer = prepare_tokenizer(base_model)
         before = {uri: locations.data_digest(uri) for uri in addresses.values() if not uri.startswith("hf://")}
-        parts = [validate(uri, kind, tokenizer, parsed) for kind, uri in addresses.items()]
+        names = {"preferences": _COLLECTED} if "pairs" in inputs else {}
+        parts = [validate(uri, kind, tokenizer, parsed, name=names.get(kind)) for kind, uri in addresses.items()]
         _require_unchanged(before)
         assignment = assign(parts, parsed.splits, earlier)
         judgement = judge(parts, assignment, parsed)

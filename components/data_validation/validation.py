@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -77,15 +78,31 @@ class Part:
         return Counter(dict(counts.most_common()))
 
 
-def validate(uri: str, kind: Kind, tokenizer: PreTrainedTokenizerBase, settings: DataValidationSettings) -> Part:
+def validate(
+    uri: str,
+    kind: Kind,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: DataValidationSettings,
+    *,
+    name: str | None = None,
+) -> Part:
     """Judges every row behind an address.
+
+    Args:
+        uri: The address.
+        kind: What its rows are.
+        tokenizer: Counts tokens.
+        settings: Of the stage.
+        name: What people know the data by, where that is not the address: a step's output lies elsewhere in every run.
 
     Raises:
         InputError: Nothing there, another format, or no known columns. Bad rows raise nothing: they are in the
             quarantine of the result.
     """
     rows = read_rows(uri)
-    part = Part(kind, uri, to_candidates(rows, kind))
+    if name is not None:
+        rows = [replace(row, file=_named(row.file, uri, name)) for row in rows]
+    part = Part(kind, name or uri, to_candidates(rows, kind))
     checks.redact(part.candidates, salt=settings.splits.salt, replace=settings.redact)
     frame = measure(part.candidates, kind, tokenizer)
     part.expectations = run_expectations(frame, kind, settings)
@@ -113,6 +130,15 @@ def quarantine_rows(part: Part) -> list[dict[str, Any]]:
         }
         for candidate in part.quarantined
     ]
+
+
+def _named(file: str, folder: str, name: str) -> str:
+    """A file of a folder that people know by another name; one that lies elsewhere keeps its own."""
+    root = Path(folder).expanduser().resolve()
+    path = Path(file).expanduser().resolve() if "://" not in file else None
+    if path is None or not path.is_relative_to(root):
+        return file
+    return f"{name}: {path.relative_to(root).as_posix().removeprefix('user/')}"
 
 
 def _to_records(candidates: Sequence[Candidate], kind: Kind) -> dict[int, PromptRecord]:

@@ -72,7 +72,10 @@ def _replace(value: Any, old: Any, new: Any) -> Any:
 
 
 def _describe(fault: Any) -> str:
-    path = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+    path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"{path}: unknown setting; check its spelling"
-    return f"{path}: {fault['msg']}, got {fault['input']!r}"
+    message = fault["msg"].removeprefix("Value error, ").removesuffix(".")
+    if fault["type"] == "value_error" and not path:
+        return message  # about several settings at once, which it names
+    return f"{path or '(top level)'}: {message}, got {fault['input']!r}"

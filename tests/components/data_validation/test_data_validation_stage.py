@@ -219,6 +219,27 @@ def test_a_pairs_artifact_is_validated_and_named_as_input(tmp_path: Path, base_m
     assert {r.source for r in read_records(dataset.file("preferences/train.jsonl"), PreferenceRecord)} == {"simulated"}
 
 
+def test_equal_pairs_of_another_run_make_an_equal_dataset_and_bad_rows_are_named_by_the_users_file(
+    tmp_path: Path, base_model: str
+) -> None:
+    """What later steps are cached by must not hold the folder of a run; nor does it tell a user anything."""
+    digests = []
+    rows = [make_pair(n) for n in range(60)]
+    rows[3] = make_pair(3, chosen=" ")
+    for folder in ("one", "two"):
+        with write_artifact(tmp_path / folder / "pairs", "pairs", stage="collection") as draft:
+            (draft.path / "user").mkdir()
+            write_rows(draft.path / "user" / "labels.jsonl", rows)
+        digests.append(
+            _run(tmp_path, base_model, name=f"{folder}_out", preferences=str(tmp_path / folder / "pairs"))["digest"]
+        )
+    assert digests[0] == digests[1]
+    report = (tmp_path / "one_out" / "report.json").read_text()
+    assert str(tmp_path) not in report
+    (bad,) = read_rows_of(tmp_path / "one_out" / "quarantine.jsonl")
+    assert (bad["file"], bad["line"]) == ("collected pairs: labels.jsonl", 4)
+
+
 def test_equal_data_makes_an_equal_dataset_wherever_its_rows_stand(tmp_path: Path, base_model: str) -> None:
     file = _prompt_file(tmp_path)
     first = _run(tmp_path, base_model, name="a", prompt_data=file)
@@ -294,8 +315,8 @@ def test_data_that_changes_while_it_is_read_is_refused(
 ) -> None:
     judge = stage.validate
 
-    def validate(uri: str, *rest: Any) -> Any:
-        part = judge(uri, *rest)
+    def validate(uri: str, *rest: Any, **more: Any) -> Any:
+        part = judge(uri, *rest, **more)
         write_rows(Path(uri), [make_sft(n) for n in range(7)])
         return part
 

@@ -158,7 +158,7 @@ def test_a_schedule_file_names_its_faults(tmp_path: Path) -> None:
     path.write_text("name: weekly\npipeline: rlfh\nsettings: demo\ncron: 0 2 * * 1\n")
     with pytest.raises(InputError) as caught:
         load_schedule(path)
-    assert "pipeline: Value error, no such pipeline" in str(caught.value)
+    assert "pipeline: no such pipeline" in str(caught.value)
     assert "The first field is seconds: write '0 0 2 * * 1'" in str(caught.value)
 
 
