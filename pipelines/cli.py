@@ -346,7 +346,8 @@ def _tell_what_waits(found: dict[str, Any]) -> None:
         state = one["closed"] or f"{one['votes']} of {one['votes_needed']} votes, until {one['deadline'][:16]} UTC."
         click.echo(f"{one['model']} version {one['version']} awaits evidence (batch {one['batch_id'][:8]}): {state}")
     if found["notices"] and not os.environ.get("PLUMBLINE_WEBHOOK_URL"):
-        click.echo(f"{len(found['notices'])} notices wait for a webhook: PLUMBLINE_WEBHOOK_URL is not set.")
+        n = len(found["notices"])
+        click.echo(f"Notices that no webhook was told (PLUMBLINE_WEBHOOK_URL is not set): {n}.")
         return
     for one in found["notices"]:
         state = "GIVEN UP" if one["given_up"] else "NOT DELIVERED"
