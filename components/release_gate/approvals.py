@@ -81,6 +81,7 @@ def approve(
     """
     office = office or open_office()
     actor, reason = require_person(actor, reason)
+    known, replaced_at = office.ledger.approval_key(), office.ledger.approval_key_replaced_at()
 
     def plan(view: LedgerView) -> list[Move]:
         given = counted_approvals(view, version)
@@ -96,8 +97,9 @@ def approve(
         if binding is not None and binding != asked.data["binding"]:
             problem = "the verdict has changed since you looked at it; nothing was approved."
             raise ApprovalError(problem, where=where, hint="Look at the new evidence first.")
-        _require_standing(asked, desk, where=where)
+        _require_standing(asked, desk, known, where=where)
         _require_another(view, version, actor, given, desk, where=where)
+        _require_known_raters(view, asked, replaced_at, where=where)
         _require_no_rater(asked, actor, desk.key, where=where)
         moves = [_approval(asked, actor, reason, desk)]
         return moves + _clear_if_enough(version, asked, [*(entry.actor for entry in given), actor])
@@ -176,17 +178,24 @@ def _approval(asked: Entry, actor: str, reason: str, desk: Desk) -> Move:
     return Move(asked.version, Event.APPROVE, actor, reason, asked.evidence_digests, details)
 
 
-def _require_standing(asked: Entry, desk: Desk, *, where: str) -> None:
+def _require_standing(asked: Entry, desk: Desk, known: str, *, where: str) -> None:
     """The way in which it is given is one that counts: what is refused here would not be counted either."""
     if "approval_key" not in asked.data:  # of a gate that knew no keys
         return
     opened_under = asked.data["approval_key"]
+    if opened_under and known != opened_under:  # it may be the very secret that leaked which asks
+        raise ApprovalError(
+            f"the review service's key was replaced since the gate judged this release: {fingerprint(opened_under)} "
+            f"then, {fingerprint(known)} now.",
+            where=where,
+            hint="Have the gate judge the release again.",
+        )
     if desk.key and opened_under and desk.key.public != opened_under:
         raise ApprovalError(
             f"the key at hand is {fingerprint(desk.key.public)}, and this release was opened under that of the review "
             f"service, {fingerprint(opened_under)}: the approval would not count.",
             where=where,
-            hint=f"Set {PSEUDONYM_KEY} to the service's; if that was replaced, have the gate judge the release again.",
+            hint=f"Set {PSEUDONYM_KEY} to the service's.",
         )
     if asked.data["command_line_may_approve"]:
         return
@@ -207,13 +216,20 @@ def _require_standing(asked: Entry, desk: Desk, *, where: str) -> None:
 
 def _require_another(view: LedgerView, version: str, actor: str, given: list[Entry], desk: Desk, *, where: str) -> None:
     """Whoever approves did not ask for the release, nor approve it before under another name."""
-    if same_name(actor, view.requester(version)):
+    if _is_one_person(actor, view.requester(version)):
         raise ApprovalError(
             f"{actor} asked for this release and cannot approve it.", where=where, hint="Ask somebody else."
         )
     if desk.signed_in:
         return
     mine, registered = user_of(account()).casefold(), view.last(version, Event.REGISTER)
+    for entry in given:
+        if entry.data.get("signature") and _is_one_person(mine, entry.actor):
+            raise ApprovalError(
+                f"{entry.actor} approved it on its page, and this is the account of {mine}.",
+                where=where,
+                hint="Ask somebody else.",
+            )
     typed = [entry for entry in given if not entry.data.get("signature")]
     for entry, did in [*((entry, "approved") for entry in typed), *([(registered, "asked for")] if registered else [])]:
         if written_under(entry) == mine:
@@ -223,6 +239,23 @@ def _require_another(view: LedgerView, version: str, actor: str, given: list[Ent
                 where=where,
                 hint="Approve on the release's page, where people are signed in (`plumbline review`).",
             )
+
+
+def _is_one_person(one: str, other: str) -> bool:
+    """Whether two names may be one person's: equal, or equal before the @. A typed name has often no domain."""
+    return same_name(one.partition("@")[0], other.partition("@")[0])
+
+
+def _require_known_raters(view: LedgerView, asked: Entry, replaced_at: str, *, where: str) -> None:
+    """Pseudonyms are made by the service's key: after a change nobody can tell who rated before it."""
+    registered = view.last(asked.version, Event.REGISTER)
+    if asked.data.get("raters") and registered is not None and registered.time < replaced_at:
+        raise ApprovalError(
+            f"the review service's key was replaced on {replaced_at[:16]} UTC, with this release under way: it "
+            "cannot be told whether who approves has rated its evidence.",
+            where=where,
+            hint="Run its human evaluation anew, as a new candidate; or let the policy say release.raters_may_approve.",
+        )
 
 
 def _require_no_rater(asked: Entry, actor: str, key: ReviewKey | None, *, where: str) -> None:

@@ -32,7 +32,7 @@ from components.shared.files import canonical_json
 from components.shared.ledger_table import LEDGER, METADATA, database_url, open_engine, sqlite_file
 from components.shared.notices import write_notice
 from components.shared.release_tables import create_release_tables
-from components.shared.review_key import registered_key
+from components.shared.review_key import key_replaced_at, registered_key
 
 __all__ = ["Ledger", "LedgerReport", "Planner", "open_ledger"]
 
@@ -100,6 +100,10 @@ class Ledger:
     def approval_key(self) -> str:
         """Public key of the review service, whose signature makes an approval one; "" if none was ever started."""
         return registered_key(self._engine)
+
+    def approval_key_replaced_at(self) -> str:
+        """When that key was last replaced; "" if it never was."""
+        return key_replaced_at(self._engine)
 
     def append(self, model: str, plan: Planner) -> tuple[LedgerView, list[Entry]]:
         """Appends what `plan` decides, all of it or nothing.

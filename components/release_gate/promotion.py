@@ -16,7 +16,7 @@ from components.release_gate.approvals import lapse, require_person
 from components.release_gate.entries import Entry, LedgerView, Move
 from components.release_gate.office import Office, open_office
 from components.release_gate.registry import CHAMPION, PREVIOUS, RegistryError
-from components.release_gate.signatures import counted_approvals
+from components.release_gate.signatures import counted_approvals, is_signed_approval
 from components.release_gate.states import Event, IllegalMoveError, State, is_live, next_state
 from components.shared.errors import ArtifactError, FetchError, PlumblineError
 
@@ -63,6 +63,7 @@ def promote(model: str, version: str, actor: str, *, office: Office | None = Non
         ArtifactError: Its files are not those that were judged; the version is then in state ERROR.
     """
     office = office or open_office()
+    key = office.ledger.approval_key()
 
     def intent(view: LedgerView) -> list[Move]:
         state = view.state(version)
@@ -74,7 +75,9 @@ def promote(model: str, version: str, actor: str, *, office: Office | None = Non
         ended = lapse(view, version)
         if ended is not None:
             return [ended]
-        cleared = _require_approvals(view, version)
+        _require_approvals(view, version)
+        _require_todays_key(view, version, key)
+        cleared = view.last(version, Event.CLEAR)
         details = {"replaces": view.champion, "binding": cleared.data["binding"] if cleared else ""}
         reason = cleared.reason if cleared else "Approved."
         return [Move(version, Event.PROMOTE, actor, reason, details=details)]
@@ -191,7 +194,10 @@ def _switch(
     if state is not State.PROMOTING:
         office.sync_aliases(model)
         return _outcome(office, model, version, False, _nothing_to_do(view, version), started)
-    replaces = _intent_of(view, version).data["replaces"]
+    begun = _intent_of(view, version)
+    if begun.event == Event.PROMOTE:
+        _require_approvals(view, version)  # whoever wrote that entry
+    replaces = begun.data["replaces"]
     _verify_or_fail(office, view, version, actor)
     if replaces:
         office.registry.set_alias(model, PREVIOUS, replaces)
@@ -271,8 +277,8 @@ def _predecessor(view: LedgerView, version: str) -> str:
     return restored
 
 
-def _require_approvals(view: LedgerView, version: str) -> Entry | None:
-    """The entry that cleared it, after counting again: rows that somebody wrote past the gate are no approvals."""
+def _require_approvals(view: LedgerView, version: str) -> None:
+    """Counts again: rows that somebody wrote past the gate are no approvals."""
     asked = view.last(version, Event.AWAIT_APPROVAL)
     needed, given = (asked.data["approvals_required"] if asked else 0), counted_approvals(view, version)
     if len(given) < needed:
@@ -281,7 +287,19 @@ def _require_approvals(view: LedgerView, version: str) -> Entry | None:
             where=f"{view.model} version {version}",
             hint="See `plumbline verify`: somebody wrote to the ledger past the gate. Reject it, or judge it again.",
         )
-    return view.last(version, Event.CLEAR)
+
+
+def _require_todays_key(view: LedgerView, version: str, key: str) -> None:
+    """Approvals that were signed with a key that was replaced since, perhaps because it leaked, do not count."""
+    asked = view.last(version, Event.AWAIT_APPROVAL)
+    if asked is None or not any(is_signed_approval(asked, entry) for entry in counted_approvals(view, version)):
+        return
+    if asked.data["approval_key"] != key:
+        raise PromotionError(
+            "the review service's key was replaced since it was approved.",
+            where=f"{view.model} version {version}",
+            hint="Have the gate judge the release again, and approve it again.",
+        )
 
 
 def _refuse_while_promoting(view: LedgerView) -> None:

@@ -239,11 +239,12 @@ def _cleared_by_policy(version: str, judged: JudgedRelease) -> Move:
 
 
 def _already_recorded(view: LedgerView, version: str, judged: JudgedRelease, key: str | None = None) -> bool:
-    """The verdict is there already; one that awaits approvals under another key than today's `key` has to be anew."""
+    """The verdict is there already; one that people approve under another key than today's `key` has to be anew."""
     last = view.last(version, *_VERDICT_EVENTS)
     if last is None or view.state(version) in (State.REGISTERED, State.VALIDATING, State.COLLECTING):
         return False
-    awaits = view.state(version) is State.AWAITING_APPROVAL
+    asked = last.event == Event.AWAIT_APPROVAL and bool(last.data.get("approvals_required"))
+    awaits = asked and view.state(version) in (State.AWAITING_APPROVAL, State.APPROVED)
     if awaits and key is not None and last.data.get("approval_key") != key:
         return False
     return last.data.get("binding") == judged.binding and last.data.get("verdict") == judged.verdict

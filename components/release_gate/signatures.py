@@ -29,7 +29,7 @@ def counted_approvals(view: LedgerView, version: str) -> list[Entry]:
     if asked is None:
         return []
     given = [entry for entry in view.since(version, Event.AWAIT_APPROVAL) if entry.event == Event.APPROVE]
-    return _counted(asked, given)
+    return _counted(view, asked, given)
 
 
 def is_signed_approval(asked: Entry, entry: Entry) -> bool:
@@ -60,27 +60,32 @@ def approval_problems(view: LedgerView) -> list[str]:
             elif entry.event == Event.APPROVE:
                 given.append(entry)
             elif entry.event == Event.CLEAR and asked is not None:
-                needed, counted = asked.data.get("approvals_required", 0), len(_counted(asked, given))
+                needed, counted = asked.data.get("approvals_required", 0), len(_counted(view, asked, given))
                 if counted < needed:
                     which = f"entry {entry.sequence} clears version {version}"
                     problems.append(f"{which} with {counted} of {needed} approvals that count.")
     return problems
 
 
-def _counted(asked: Entry, given: list[Entry]) -> list[Entry]:
+def _counted(view: LedgerView, asked: Entry, given: list[Entry]) -> list[Entry]:
     found: list[Entry] = []
     for entry in given:
-        if _counts(asked, entry) and not any(same_name(entry.actor, other.actor) for other in found):
+        if _counts(view, asked, entry) and not any(same_name(entry.actor, other.actor) for other in found):
             found.append(entry)
     return found
 
 
-def _counts(asked: Entry, entry: Entry) -> bool:
-    if "approval_key" not in asked.data:  # of a gate that knew no keys
-        return True
+def _counts(view: LedgerView, asked: Entry, entry: Entry) -> bool:
+    if "approval_key" not in asked.data:
+        return _knew_no_keys(view, asked)
     if entry.data.get("signature") and asked.data["approval_key"]:
         return is_signed_approval(asked, entry)
-    return bool(asked.data["command_line_may_approve"])
+    return bool(asked.data.get("command_line_may_approve", False))
+
+
+def _knew_no_keys(view: LedgerView, asked: Entry) -> bool:
+    """Whether a verdict is of a gate before there were keys; one that was written since may not leave its key out."""
+    return not any("written_by" in entry.data for entry in view.entries if entry.sequence <= asked.sequence)
 
 
 def _folded(name: str) -> str:

@@ -195,7 +195,8 @@ def _judge(task: _Task, output: str) -> dict[str, Any]:
         judgement, awaited = _weigh(task, case, subject, office)
         judged = judged_release(case, subject, judgement, actor=_actor())
         version, state = _record(task, office, subject, judged, awaited)
-        judgement = with_notes(judgement, _notes_of_the_ledger(task, office, version, judged))
+        stale = is_stale(office.ledger.view(task.model), version, judged)
+        judgement = with_notes(judgement, _notes_of_the_ledger(task, office, version, judged, stale=stale))
         decision = decision_of(case, judgement, judged, task.model, version)
         _write(output, decision, judged, rules)
         keep_dossier(
@@ -206,8 +207,8 @@ def _judge(task: _Task, output: str) -> dict[str, Any]:
     return {
         "digest": read_artifact(output, "decision").digest,
         "verdict": str(judgement.verdict),
-        "promote": judgement.verdict is Verdict.PROMOTE,
-        "roll_back": _may_roll_back(judgement, rules, subject),
+        "promote": judgement.verdict is Verdict.PROMOTE and not stale,
+        "roll_back": _may_roll_back(judgement, rules, subject) and not stale,
         "version": version,
         "state": str(state),
         "champion": office.ledger.view(task.model).champion or "",
@@ -240,10 +241,10 @@ def _record(
     return version, state
 
 
-def _notes_of_the_ledger(task: _Task, office: Office, version: str, judged: JudgedRelease) -> list[str]:
+def _notes_of_the_ledger(task: _Task, office: Office, version: str, judged: JudgedRelease, *, stale: bool) -> list[str]:
+    notes = [_STALE] if stale else []
     view = office.ledger.view(task.model)
-    stale = [_STALE] if is_stale(view, version, judged) else []
-    return stale + (unknown_requester(view, version, judged) if task.mode == "candidate" else [])
+    return notes + (unknown_requester(view, version, judged) if task.mode == "candidate" else [])
 
 
 def _write(output: str, decision: dict[str, Any], judged: JudgedRelease, rules: GatePolicy) -> None:

@@ -44,7 +44,8 @@ _CLAIM = timedelta(seconds=60)
 _MOST_TRIES = 100
 """Ten that come ever slower and ninety hours of one an hour: longer than a long weekend."""
 _MOST_REFUSALS = 5
-"""More than one: what answers 404 while it is being deployed takes the next."""
+_REFUSED_FOR = timedelta(hours=1)
+"""What answers 404 while it is being deployed, or 401 until its token is renewed, takes the next."""
 
 _SENDING, _DELIVERED, _FAILED, _REFUSED, _AGAIN = "sending", "delivered", "failed", "refused", "again"
 
@@ -246,7 +247,9 @@ def is_http(url: str) -> bool:
 def _undelivered(row: Any, tried: list[Any]) -> Undelivered:
     asked_for = max((place + 1 for place, attempt in enumerate(tried) if attempt.outcome == _AGAIN), default=0)
     mine = tried[asked_for:]
-    begun, refusals = (sum(attempt.outcome == outcome for attempt in mine) for outcome in (_SENDING, _REFUSED))
+    begun = sum(attempt.outcome == _SENDING for attempt in mine)
+    refused = [datetime.fromisoformat(attempt.at) for attempt in mine if attempt.outcome == _REFUSED]
+    refused_for_good = len(refused) >= _MOST_REFUSALS and refused[-1] - refused[0] >= _REFUSED_FOR
     due_at = datetime.min.replace(tzinfo=UTC)
     if mine:
         pause = min(_FIRST_PAUSE * 2 ** min(begun - 1, 20), _LONGEST_PAUSE)
@@ -260,7 +263,7 @@ def _undelivered(row: Any, tried: list[Any]) -> Undelivered:
         problem=next((attempt.problem for attempt in reversed(tried) if attempt.problem), None),
         due_at=due_at,
         number=tried[-1].number + 1 if tried else 0,
-        given_up=begun >= _MOST_TRIES or refusals >= _MOST_REFUSALS,
+        given_up=begun >= _MOST_TRIES or refused_for_good,
     )
 
 

@@ -27,7 +27,7 @@ from components.shared.notices import Notice, write_notice
 from components.shared.pseudonyms import PSEUDONYM_KEY, pseudonym
 from components.shared.release_tables import REVIEW_KEYS, add_if_new, create_release_tables
 
-__all__ = ["ReviewKey", "fingerprint", "is_signed", "register_key", "registered_key"]
+__all__ = ["ReviewKey", "fingerprint", "is_signed", "key_replaced_at", "register_key", "registered_key"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def is_signed(public: str, statement: dict[str, Any], signature: str) -> bool:
     try:
         verifier = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
         verifier.verify(bytes.fromhex(signature), canonical_json(statement).encode())
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, ValueError, TypeError):  # a forged row may hold anything
         return False
     return True
 
@@ -82,6 +82,14 @@ def registered_key(engine: Engine) -> str:
     create_release_tables(engine)
     with engine.connect() as connection:
         return _newest(connection)[1]
+
+
+def key_replaced_at(engine: Engine) -> str:
+    """When the review service's key was last replaced (UTC, ISO 8601); "" if it never was."""
+    create_release_tables(engine)
+    query = select(REVIEW_KEYS.c.at).where(REVIEW_KEYS.c.number > 1).order_by(REVIEW_KEYS.c.number.desc()).limit(1)
+    with engine.connect() as connection:
+        return connection.execute(query).scalar() or ""
 
 
 def register_key(engine: Engine, key: ReviewKey, *, replace: str = "") -> None:
@@ -116,7 +124,7 @@ def register_key(engine: Engine, key: ReviewKey, *, replace: str = "") -> None:
         }
         added = add_if_new(connection, REVIEW_KEYS, row)
         if added and known:
-            write_notice(connection, _replaced(known, key.public, replace))
+            write_notice(connection, _replaced(number + 1, known, key.public, replace))
     if not added:  # another service was faster: is it ours?
         register_key(engine, key, replace=replace)
 
@@ -127,9 +135,9 @@ def _newest(connection: Connection) -> tuple[int, str]:
     return (found.number, found.public_key) if found else (0, "")
 
 
-def _replaced(old: str, new: str, reason: str) -> Notice:
+def _replaced(number: int, old: str, new: str, reason: str) -> Notice:
     return Notice(
-        id=digest_of(["review_key_replaced", old, new, reason])[:32],
+        id=digest_of(["review_key_replaced", number, old, new, reason])[:32],
         kind="review_key_replaced",
         text=f"The review service's key {fingerprint(old)} was replaced by {fingerprint(new)} ({account()}): {reason} "
         "Raters have new pseudonyms; approvals under the old key do not count any more.",

@@ -297,6 +297,14 @@ def test_a_decision_that_newer_evidence_overtook_promotes_nothing(tmp_path: Path
         run_promote(decision=str(tmp_path / "old"))
 
 
+def test_a_run_that_was_held_up_says_neither_promote_nor_roll_back(tmp_path: Path) -> None:
+    older = make_evidence(tmp_path / "older")
+    _gate(tmp_path, make_evidence(tmp_path / "newer", seed=4), "new")
+    late = _gate(tmp_path, older, "old")
+    assert "NOT RECORDED" in " ".join(_decision(tmp_path, "old")["reasons"])
+    assert (late["verdict"], late["promote"], late["roll_back"]) == ("PROMOTE", False, False)
+
+
 @pytest.mark.parametrize("gone", ["evaluation", "evidence", "reward_model", "heldout_reward_model"])
 def test_missing_evidence_never_promotes(tmp_path: Path, gone: str) -> None:
     evidence = make_evidence(tmp_path / "good")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -17,6 +18,7 @@ from components.release_gate.states import Event, State
 from components.release_gate.verdict import Verdict
 from components.shared.accounts import account
 from components.shared.errors import InputError
+from components.shared.files import canonical_json
 from components.shared.ledger_table import database_url, open_engine
 from components.shared.notices import open_outbox
 from components.shared.review_key import ReviewKey, register_key, registered_key
@@ -154,7 +156,7 @@ def test_after_a_change_of_key_a_release_is_judged_again_and_old_approvals_do_no
     version = judge_weights(office, tmp_path, "one", approvals=2)
     approve(MODEL, version, "alice", "good", desk=SIGNED_IN, office=office)
     register_key(open_engine(database_url()), OWN_KEY, replace="the old one leaked")
-    with pytest.raises(ApprovalError, match="have the gate judge the release again"):
+    with pytest.raises(ApprovalError, match="Have the gate judge the release again"):
         approve(MODEL, version, "bob", "good", desk=Desk(OWN_KEY, signed_in=True), office=office)
     assert judge_weights(office, tmp_path, "one", approvals=2) == version
     assert approvals(office.ledger.view(MODEL), version) == []
@@ -188,8 +190,17 @@ def test_where_names_may_be_typed_an_approval_of_the_page_counts_without_a_known
     assert verify(MODEL, office=office).problems == []
 
 
-def test_approvals_of_a_gate_that_knew_no_keys_still_count(office: Office, tmp_path: Path) -> None:
-    version = judge_weights(office, tmp_path, "one", verdict=Verdict.HOLD)
+def _written_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger's rows are as a gate wrote them that knew neither keys nor accounts."""
+
+    def without_account(value: dict[str, Any]) -> str:
+        return canonical_json({name: part for name, part in value.items() if name != "written_by"})
+
+    monkeypatch.setattr("components.release_gate.ledger.canonical_json", without_account)
+
+
+def _forgotten_key(office: Office, version: str) -> None:
+    """Somebody writes a verdict that names no key, and the approvals of two invented people."""
     old = {"binding": "b", "approvals_required": 2, "champion": "", "expires_at": "2999-01-01T00:00:00+00:00"}
     given = [Move(version, Event.APPROVE, name, "good", details={"binding": "b"}) for name in ("alice", "bob")]
     moves = [
@@ -199,5 +210,78 @@ def test_approvals_of_a_gate_that_knew_no_keys_still_count(office: Office, tmp_p
         Move(version, Event.CLEAR, "bob", "2 of 2.", details={"binding": "b"}),
     ]
     office.record(MODEL, lambda _: moves)
+
+
+def test_a_verdict_of_today_that_names_no_key_opens_nothing(office: Office, tmp_path: Path) -> None:
+    version = judge_weights(office, tmp_path, "one", verdict=Verdict.HOLD)
+    _forgotten_key(office, version)
+    assert "0 of 2 approvals" in verify(MODEL, office=office).problems[0]
+    with pytest.raises(PromotionError, match="0 of 2 approvals"):
+        promote(MODEL, version, "bob", office=office)
+
+
+def test_a_promotion_that_was_begun_past_the_gate_is_not_ended(office: Office, tmp_path: Path) -> None:
+    version = judge_weights(office, tmp_path, "one", approvals=2)
+    moves = [
+        Move(version, Event.CLEAR, "bob", "2 of 2.", details={"binding": "b"}),
+        Move(version, Event.PROMOTE, "bob", "approved", details={"binding": "b", "replaces": None}),
+    ]
+    office.record(MODEL, lambda _: moves)
+    with pytest.raises(PromotionError, match="0 of 2 approvals"):
+        promote(MODEL, version, "bob", office=office)
+
+
+def test_what_was_approved_under_a_key_that_leaked_is_neither_approved_further_nor_promoted(
+    office: Office, tmp_path: Path
+) -> None:
+    one, two = (judge_weights(office, tmp_path, name, approvals=1) for name in ("one", "two"))
+    approve(MODEL, one, "alice", "good", desk=SIGNED_IN, office=office)
+    register_key(open_engine(database_url()), OWN_KEY, replace="the old one leaked")
+    with pytest.raises(PromotionError, match="key was replaced"):
+        promote(MODEL, one, "alice", office=office)
+    with pytest.raises(ApprovalError, match="key was replaced"):
+        approve(MODEL, two, "ghost", "good", desk=SIGNED_IN, office=office)
+    assert verify(MODEL, office=office).problems == [], "it was right when it was done"
+    judge_weights(office, tmp_path, "one", approvals=1)
+    assert office.ledger.view(MODEL).state(one) is State.AWAITING_APPROVAL
+    approve(MODEL, one, "alice", "good", desk=Desk(OWN_KEY, signed_in=True), office=office)
+    assert promote(MODEL, one, "alice", office=office).changed
+
+
+def test_who_rated_before_a_change_of_key_cannot_be_told_and_so_nobody_approves(office: Office, tmp_path: Path) -> None:
+    raters = (KEY.pseudonym("bob"),)
+    judge_weights(office, tmp_path, "one", approvals=1, raters=raters)
+    register_key(open_engine(database_url()), OWN_KEY, replace="lost")
+    version = judge_weights(office, tmp_path, "one", approvals=1, raters=raters)
+    with pytest.raises(ApprovalError, match="cannot be told"):
+        approve(MODEL, version, "bob", "good", desk=Desk(OWN_KEY, signed_in=True), office=office)
+
+
+def test_a_login_is_the_person_whose_name_was_typed(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_account: None
+) -> None:
+    version = judge_weights(office, tmp_path, "one", approvals=2, command_line=True)
+    with pytest.raises(ApprovalError, match="asked for this release"):
+        approve(MODEL, version, "pipeline@example.com", "good", desk=SIGNED_IN, office=office)
+    approve(MODEL, version, "mia@example.com", "good", desk=SIGNED_IN, office=office)
+    _now_i_am(monkeypatch, "mia@laptop")
+    with pytest.raises(ApprovalError, match="this is the account of mia"):
+        approve(MODEL, version, "invented", "good", office=office)
+
+
+def test_every_change_of_key_is_told(office: Office) -> None:
+    engine = open_engine(database_url())
+    for key in (OWN_KEY, KEY, OWN_KEY):
+        register_key(engine, key, replace="lost")
+    assert len(open_outbox().undelivered()) == 3
+
+
+def test_approvals_of_a_gate_that_knew_no_keys_still_count(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        _written_long_ago(patch)
+        version = judge_weights(office, tmp_path, "one", verdict=Verdict.HOLD)
+        _forgotten_key(office, version)
     assert verify(MODEL, office=office).problems == []
     assert promote(MODEL, version, "bob", office=office).changed

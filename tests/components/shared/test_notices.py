@@ -84,7 +84,7 @@ def _fail_until_given_up(outbox: Outbox, url: str) -> int:
     return tries
 
 
-@pytest.mark.parametrize(("answer", "tries"), [(403, 5), (410, 5), (302, 5), (503, 100), (429, 100), (408, 100)])
+@pytest.mark.parametrize(("answer", "tries"), [(403, 11), (410, 11), (302, 11), (503, 100), (429, 100), (408, 100)])
 def test_what_is_refused_or_fails_for_days_is_given_up_and_stays(outbox: Outbox, answer: int, tries: int) -> None:
     outbox.add(_make_notice())
     with receive(answer) as (url, received):
