@@ -13,6 +13,7 @@ checkpoints unless they go to object storage.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -45,6 +46,8 @@ from components.shared.trainjob import (
 )
 
 __all__ = ["Stage", "is_launched", "launch", "launch_on_nodes", "launched", "main"]
+
+_logger = logging.getLogger(__name__)
 
 _OUTCOME = ".outcome.json"
 _NODE_LAUNCHER = ("python3", "-m", "torch.distributed.run", "--module")
@@ -183,11 +186,11 @@ def launch_on_nodes(
         outcome = file.with_suffix(_OUTCOME)
         try:
             run_train_job(job, cluster=cluster)
-        except TrainJobError:
-            if outcome.is_file():
-                _read_outcome(outcome)  # the stage's own error says more
-            raise
-        result = _read_outcome(outcome)
+        except TrainJobError as error:
+            if not outcome.is_file():
+                raise
+            _logger.warning("%s What the training itself said is taken.", error)
+        result = _read_outcome(outcome)  # or the stage's own error
         for output in stage.outputs:
             shutil.copytree(place / output, arguments[output], dirs_exist_ok=True)
         return result

@@ -3,7 +3,7 @@
     create the TrainJob > follow its log > wait for its end > its files are where it wrote them, in a shared folder
 
 The step's pod stays and watches, so that the run ends as the training ends. SIGTERM deletes the TrainJob; should the
-pod die without a word, the owner reference makes Kubernetes delete it. The API is the cluster's own, by the account of
+pod be deleted, the owner reference makes Kubernetes delete the job too. The API is the cluster's own, by the account of
 the pod; `k8s/base/rbac.yaml` gives that account what is used here and no more.
 """
 
@@ -42,14 +42,19 @@ _MANAGER = "plumbline.dev/step"
 _CONTAINER = "node"
 """Name of the trainer's replicated job and of its container in Kubeflow Trainer's runtimes."""
 _PRIORITY_LABEL = "plumbline.dev/priority-class"
-"""No patch can set a pod's priority class; an admission policy of k8s/ reads it from this label."""
+"""No patch can set a pod's priority class; an admission policy of the cluster may read it from this label."""
 _GRACE_SECONDS = 60
 """From a pod's SIGTERM to its SIGKILL; of these, torch's launcher gives its processes 30 to save."""
 _WATCH_SECONDS = 60
+_ANSWER_SECONDS = 20.0
+"""A server that takes a connection and says nothing is away."""
+_DELETE_SECONDS = 20.0
+"""Less than what a pod that is told to end is given."""
 _PATIENCE_SECONDS = 300.0
 """How long the API server may be away before the step gives up following; the job itself goes on and is deleted."""
-_PASSED_ON = re.compile(r"^(MLFLOW|PLUMBLINE|AWS|HF)_")
-_NOT_BY_VALUE = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|DATABASE_URL|WEBHOOK|USERNAME")
+_PASSED_ON = re.compile(r"^(MLFLOW|PLUMBLINE|AWS|HF|NCCL|GLOO)_")
+_NOT_BY_VALUE = re.compile(r"PASSWORD|SECRET|TOKEN|KEY|COOKIE|DSN|DATABASE_URL|WEBHOOK|USERNAME")
+_WITH_LOGIN = re.compile(r"://[^/@]*@")
 
 
 _SECRETS = {
@@ -226,7 +231,7 @@ def run_train_job(job: dict[str, Any], *, cluster: Cluster | None = None, patien
     name = job["metadata"]["name"]
     with graceful_termination() as termination:
         try:
-            _create(cluster, job)
+            _create(cluster, job, patience)
             with _followed_log(cluster, name):
                 _await_end(cluster, name, patience)
         finally:
@@ -238,7 +243,8 @@ def run_train_job(job: dict[str, Any], *, cluster: Cluster | None = None, patien
 
 def step_environment() -> dict[str, str]:
     """What a node needs of the step's environment: where the services are. Credentials come from the Secrets."""
-    return {key: value for key, value in os.environ.items() if _PASSED_ON.search(key) and not _NOT_BY_VALUE.search(key)}
+    known = {key: value for key, value in os.environ.items() if _PASSED_ON.search(key)}
+    return {k: v for k, v in known.items() if not (_NOT_BY_VALUE.search(k) or _WITH_LOGIN.search(v))}
 
 
 def step_pod() -> tuple[str, str] | None:
@@ -306,16 +312,31 @@ def _scratch_name(path: str) -> str:
     return f"plumbline-scratch{re.sub('[^a-z0-9]+', '-', path.rstrip('/').lower())}"
 
 
-def _create(cluster: Cluster, job: dict[str, Any]) -> None:
+def _create(cluster: Cluster, job: dict[str, Any], patience: float) -> None:
+    """Creates the job; where the answer is lost, the job may be there when it is asked for again."""
     from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
 
-    name = job["metadata"]["name"]
-    try:
-        cluster.objects.create_namespaced_custom_object(_GROUP, _VERSION, cluster.namespace, _PLURAL, job)
-    except ApiException as error:
-        if error.status != 409:
-            raise _refused(error, f"create TrainJob {name}") from error
-        _logger.warning("TrainJob %s is there already; it is followed.", name)
+    name, begun = job["metadata"]["name"], time.monotonic()
+    where = (_GROUP, _VERSION, cluster.namespace, _PLURAL)
+    while True:
+        try:
+            cluster.objects.create_namespaced_custom_object(*where, job, _request_timeout=_ANSWER_SECONDS)
+            return
+        except ApiException as error:
+            if error.status == 409:
+                _logger.warning("TrainJob %s is there already; it is followed.", name)
+                return
+            if not _may_pass(error):
+                raise _refused(error, f"create TrainJob {name}") from error
+            _be_patient(error, name, begun, patience)
+        except (HTTPError, OSError) as error:
+            _be_patient(error, name, begun, patience)
+
+
+def _may_pass(error: Any) -> bool:
+    """Whether the API may answer otherwise in a moment."""
+    return error.status is None or error.status >= 500 or error.status in (410, 429)
 
 
 def _await_end(cluster: Cluster, name: str, patience: float) -> None:
@@ -326,7 +347,8 @@ def _await_end(cluster: Cluster, name: str, patience: float) -> None:
     seen = time.monotonic()
     while True:
         try:
-            found = cluster.objects.get_namespaced_custom_object(_GROUP, _VERSION, cluster.namespace, _PLURAL, name)
+            where = (_GROUP, _VERSION, cluster.namespace, _PLURAL)
+            found = cluster.objects.get_namespaced_custom_object(*where, name, _request_timeout=_ANSWER_SECONDS)
             seen = time.monotonic()
             if _has_ended(found, name):
                 return
@@ -339,7 +361,7 @@ def _await_end(cluster: Cluster, name: str, patience: float) -> None:
                 raise TrainJobError(
                     "was deleted before it ended.", where=f"TrainJob {name}", hint="Run again: it resumes."
                 ) from error
-            if error.status is not None and 400 <= error.status < 500 and error.status not in (410, 429):
+            if not _may_pass(error):
                 raise _refused(error, f"watch TrainJob {name}") from error
             _be_patient(error, name, seen, patience)
         except (HTTPError, OSError, ValueError) as error:  # cut, or cut in the middle of a line
@@ -357,6 +379,7 @@ def _changes(cluster: Cluster, found: dict[str, Any], name: str) -> Iterator[dic
         field_selector=f"metadata.name={name}",
         resource_version=version,
         timeout_seconds=_WATCH_SECONDS,
+        _request_timeout=_WATCH_SECONDS + _ANSWER_SECONDS,
     )
     for event in events:
         if event["type"] == "DELETED":
@@ -394,16 +417,28 @@ def _be_patient(error: Exception, name: str, seen: float, patience: float) -> No
 
 
 def _delete(cluster: Cluster, name: str) -> None:
+    """Deletes the job, trying for a while: one that is left trains on, and its checkpoints are nobody else's."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
-    try:
-        cluster.objects.delete_namespaced_custom_object(_GROUP, _VERSION, cluster.namespace, _PLURAL, name)
-    except ApiException as error:
-        if error.status != 404:
-            _logger.error("TrainJob %s could not be deleted: %s %s", name, error.status, error.reason)
-    except (HTTPError, OSError) as error:
-        _logger.error("TrainJob %s could not be deleted: %s", name, error)
+    where = (_GROUP, _VERSION, cluster.namespace, _PLURAL)
+    until = time.monotonic() + _DELETE_SECONDS
+    while True:
+        try:
+            cluster.objects.delete_namespaced_custom_object(*where, name, _request_timeout=_ANSWER_SECONDS)
+            return
+        except ApiException as error:
+            if error.status == 404:
+                return
+            fault, again = f"{error.status} {error.reason}", _may_pass(error)
+        except (HTTPError, OSError) as error:
+            fault, again = str(error), True
+        if not again or time.monotonic() > until:
+            _logger.error(
+                "TrainJob %s could not be deleted: %s. Delete it: kubectl delete trainjob %s", name, fault, name
+            )
+            return
+        time.sleep(1.0)
 
 
 @contextmanager
@@ -424,7 +459,9 @@ def _follow(cluster: Cluster, name: str, ended: threading.Event) -> None:
     followed: set[str] = set()
     while True:
         try:
-            for pod in cluster.pods.list_namespaced_pod(cluster.namespace, label_selector=selector).items:
+            for pod in cluster.pods.list_namespaced_pod(
+                cluster.namespace, label_selector=selector, _request_timeout=_ANSWER_SECONDS
+            ).items:
                 if pod.metadata.name not in followed and pod.status.phase in ("Running", "Succeeded", "Failed"):
                     _copy_log(cluster, pod.metadata.name)
                     followed.add(pod.metadata.name)

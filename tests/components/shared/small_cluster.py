@@ -26,8 +26,8 @@ __all__ = ["SmallCluster", "small_cluster"]
 class SmallCluster:
     """A namespace; nodes are processes of this machine.
 
-    `faults` are answered first: (method, status), or (method, "cut"). With `disks`, each node has a `TMPDIR` of its own
-    below that folder.
+    `faults` are answered first: (method, status), or (method, "cut"); with ("ANSWER", "lost") a job is made and nobody
+    is told. With `disks`, each node has a `TMPDIR` of its own below that folder.
     """
 
     namespace: str = "plumbline"
@@ -157,6 +157,10 @@ def _handler(cluster: SmallCluster) -> type[BaseHTTPRequestHandler]:
             cluster.jobs[name] = job
             cluster.created.append(json.loads(json.dumps(job)))
             threading.Thread(target=cluster.run, args=(job,), daemon=True).start()
+            if ("ANSWER", "lost") in cluster.faults:
+                cluster.faults.remove(("ANSWER", "lost"))
+                self.close_connection = True
+                return
             self._answer(201, job)
 
         def do_DELETE(self) -> None:

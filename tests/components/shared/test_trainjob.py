@@ -87,8 +87,12 @@ def test_a_job_without_an_image_is_refused() -> None:
 def test_no_credential_travels_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "PLUMBLINE_DATABASE_URL", "HF_TOKEN"):
         monkeypatch.setenv(name, "hidden")
+    monkeypatch.setenv("PLUMBLINE_KFP_COOKIE", "hidden")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "https://user:hidden@mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")
-    assert "hidden" not in step_environment().values()
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    assert "hidden" not in str(step_environment().values())
+    assert step_environment()["NCCL_SOCKET_IFNAME"] == "eth1"
     assert step_environment()["MLFLOW_TRACKING_URI"] == "http://mlflow"
 
 
@@ -106,7 +110,7 @@ def test_a_job_that_fails_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(401, "token"), (403, "plumbline-trainjobs"), (404, "Trainer 2.2"), (422, "2.2"), (500, "Try")]
+    ("status", "hint"), [(401, "token"), (403, "plumbline-trainjobs"), (404, "Trainer 2.2"), (422, "2.2")]
 )
 def test_what_the_cluster_refuses_is_told_with_what_to_do(status: int, hint: str) -> None:
     with (
@@ -125,8 +129,11 @@ def test_what_the_cluster_refuses_is_told_with_what_to_do(status: int, hint: str
         [("WATCH", 410)],
         [("WATCH", 500), ("WATCH", 429)],
         [("WATCH", "cut"), ("WATCH", "cut")],
+        [("POST", 503), ("POST", 429)],
+        [("ANSWER", "lost")],
+        [("DELETE", 500)],
     ],
-    ids=["5xx", "gone", "watch refused", "watch cut"],
+    ids=["5xx", "gone", "watch refused", "watch cut", "creation refused", "creation not told", "deletion refused"],
 )
 def test_an_api_that_fails_for_a_while_costs_nothing(faults: list[tuple[str, Any]]) -> None:
     with small_cluster(faults=faults) as cluster:
