@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from components.report import component as component_module
 from components.report.component import finish, report
 from components.shared.files import read_json
 from components.shared.images import LIGHT_IMAGE
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from webhook_receiver import receive
 
 
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
@@ -30,14 +34,12 @@ def pipeline(decision_uri: str, evaluation_uri: str):
 def test_a_run_with_few_of_the_artifacts_is_reported_and_its_end_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_notice import _receiver
-
     artifacts = make_run(tmp_path / "run", without=("history", "sft", "candidate"))
     for name in ("PLUMBLINE_DATABASE_URL", "MLFLOW_TRACKING_URI", "PLUMBLINE_PROGRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PLUMBLINE_RUN_ID", "run-3")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "steps"), raise_on_error=True)
-    with _receiver(200) as (url, received):
+    with receive(200) as (url, received):
         monkeypatch.setenv("PLUMBLINE_WEBHOOK_URL", url)
         with pytest.raises(RuntimeError, match="stop"):
             pipeline(decision_uri=artifacts["decision"], evaluation_uri=artifacts["evaluation"])
@@ -45,8 +47,8 @@ def test_a_run_with_few_of_the_artifacts_is_reported_and_its_end_is_told(
     assert read_json(summary)["verdict"] == "PROMOTE"
     (page,) = (tmp_path / "steps").glob("*/report/page")
     assert "no history artifact" in page.read_text()
-    assert received[0][1]["status"] == "FAILED"
-    assert received[0][1]["run_id"] == "run-3"
+    assert received[0]["status"] == "FAILED"
+    assert received[0]["run_id"] == "run-3"
 
 
 @pytest.mark.parametrize("step", [report, finish])
