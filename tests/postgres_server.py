@@ -55,6 +55,7 @@ def run_postgres(programs: Path, folder: Path, *, durable: bool = False) -> Iter
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
+        start_new_session=True,  # what a test sends to its own group is not meant for it
         **_identity(user),
     )
     try:

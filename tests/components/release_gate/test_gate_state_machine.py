@@ -373,7 +373,7 @@ def test_no_life_of_a_model_breaks_what_is_promised(machine: type[LifeOfAModel])
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=10,
+            max_examples=25,
             stateful_step_count=25,
             deadline=None,
             derandomize=True,
