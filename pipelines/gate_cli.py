@@ -27,6 +27,13 @@ from pipelines.cli_options import (
 __all__ = ["COMMANDS"]
 
 
+def _of_one_release(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments of what somebody decides about one version of a model."""
+    for part in (json_option, workspace_option, actor_option, reason_option):
+        command = part(command)
+    return click.argument("model")(click.argument("version")(command))
+
+
 @click.command()
 @click.argument("model")
 @workspace_option
@@ -111,12 +118,7 @@ def drill(model: str, actor: str | None, workspace: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
-@click.argument("version")
-@reason_option
-@actor_option
-@workspace_option
-@json_option
+@_of_one_release
 def approve(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
     """Approve VERSION of MODEL; with the last approval that the policy asks for, it is promoted.
 
@@ -129,12 +131,7 @@ def approve(model: str, version: str, reason: str, actor: str | None, workspace:
 
 
 @click.command()
-@click.argument("model")
-@click.argument("version")
-@reason_option
-@actor_option
-@workspace_option
-@json_option
+@_of_one_release
 def reject(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
     """Reject VERSION of MODEL, for good."""
     result = _with_gate(workspace, lambda gate: gate.reject(model, version, actor=who(actor), reason=reason))
@@ -142,12 +139,7 @@ def reject(model: str, version: str, reason: str, actor: str | None, workspace: 
 
 
 @click.command()
-@click.argument("model")
-@click.argument("version")
-@reason_option
-@actor_option
-@workspace_option
-@json_option
+@_of_one_release
 def abandon(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
     """Give up a promotion of VERSION that was begun and cannot be ended; the champion stays."""
     result = _with_gate(workspace, lambda gate: gate.abandon(model, version, actor=who(actor), reason=reason))
@@ -166,12 +158,7 @@ def repair(model: str, workspace: str, as_json: bool) -> None:
 
 
 @click.command("break-glass")
-@click.argument("model")
-@click.argument("version")
-@reason_option
-@actor_option
-@workspace_option
-@json_option
+@_of_one_release
 def break_glass(model: str, version: str, reason: str, actor: str | None, workspace: str, as_json: bool) -> None:
     """Put VERSION of MODEL live against the gate. Loud, and in the ledger for good."""
     click.secho(f"BREAK-GLASS: {model} version {version} goes live against the gate.", fg="red", bold=True, err=True)
@@ -269,9 +256,9 @@ def _with_gate(workspace: str, action: Callable[[Any], Any]) -> Any:
 
 def _send_notices() -> None:
     """Sends what a command has put into the outbox; what cannot be sent now waits there for the next one."""
-    if url := os.environ.get("PLUMBLINE_WEBHOOK_URL"):
-        from components.shared.notices import open_outbox
+    from components.shared.notices import WEBHOOK_VARIABLE, open_outbox
 
+    if url := os.environ.get(WEBHOOK_VARIABLE):
         open_outbox().send(url)
 
 
