@@ -41,12 +41,12 @@ def who(actor: str | None) -> str:
     return actor or os.environ.get("PLUMBLINE_ACTOR") or getpass.getuser()
 
 
-def tell(result: dict[str, Any], as_json: bool) -> None:
-    """Prints an answer, or its message for a person."""
+def tell(result: dict[str, Any], as_json: bool, *, text: str | None = None) -> None:
+    """Prints an answer; for a person `text`, or the answer's own message."""
     if as_json:
         print_json(result)
     else:
-        click.echo(result["message"])
+        click.echo(result["message"] if text is None else text)
 
 
 def print_json(value: Any) -> None:

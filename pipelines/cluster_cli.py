@@ -6,7 +6,6 @@ or the server refused or did not answer.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,11 +13,10 @@ from typing import Any
 
 import click
 
+from pipelines.cli_options import EXIT_FAILED, json_option, print_json, tell
+
 __all__ = ["cancel", "compile_", "connected", "doctor", "logs", "schedule", "submit", "upload", "watch_run"]
 
-_EXIT_FAILED = 1
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _profile = click.option(
     "--profile", default=None, help="Environment: local, dev, prod or a file; overrides execution.profile."
 )
@@ -78,7 +76,7 @@ def connected(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--manifest", default=None, type=click.Path(dir_okay=False), help="Where to write Pipeline resources.")
 @click.option("--components", default=None, type=click.Path(file_okay=False), help="Folder for each component's YAML.")
 @click.option("--namespace", default=None, help="Of the resources in --manifest; default: the profile's.")
-@_as_json
+@json_option
 def compile_(
     settings_file: str,
     pipeline: str | None,
@@ -109,7 +107,7 @@ def compile_(
     if components:
         written["components"] = [str(path) for path in compile_components(components)]
     if as_json:
-        _print_json(written)
+        print_json(written)
         return
     for path in (written.get("pipeline"), written.get("manifest"), *written.get("components", [])):
         if path:
@@ -121,7 +119,7 @@ def compile_(
 @_compiled
 @_profile
 @connected
-@_as_json
+@json_option
 def upload(
     connect: Callable[[], Any], settings_file: str, pipeline: str | None, profile: str | None, as_json: bool
 ) -> None:
@@ -132,7 +130,7 @@ def upload(
     from pipelines.cluster import runs
 
     _, version = runs.upload(connect(), _load(settings_file, profile), pipeline)
-    _tell(asdict(version), f"{version.name}: {'there already' if version.was_there else 'uploaded'}.", as_json)
+    tell(asdict(version), as_json, text=f"{version.name}: {'there already' if version.was_there else 'uploaded'}.")
 
 
 @click.command()
@@ -141,7 +139,7 @@ def upload(
 @_profile
 @click.option("--watch", is_flag=True, help="Follow the run to its end.")
 @connected
-@_as_json
+@json_option
 def submit(
     connect: Callable[[], Any],
     settings_file: str,
@@ -160,7 +158,7 @@ def submit(
     settings = _load(settings_file, profile)
     state = runs.submit(connect(), settings, pipeline)
     if not watch:
-        _tell(state.as_json(), f"Started {state.name}\nrun id  {state.run_id}\n{state.url}", as_json)
+        tell(state.as_json(), as_json, text=f"Started {state.name}\nrun id  {state.run_id}\n{state.url}")
         return
     click.echo(f"Started {state.name}, run id {state.run_id}", err=True)
     watch_run(connect, state.run_id, follow=True, every=10.0, limit=None, as_json=as_json)
@@ -179,7 +177,7 @@ def watch_run(
     else:
         state = runs.run_state(kfp, run_id)
     if as_json:
-        _print_json(state.as_json())
+        print_json(state.as_json())
     else:
         if not follow:
             _tell_steps(state, state.steps)
@@ -190,7 +188,7 @@ def watch_run(
         elif state.error:
             click.echo(state.error)
     if state.ended and state.state != "SUCCEEDED":
-        sys.exit(_EXIT_FAILED)
+        sys.exit(EXIT_FAILED)
 
 
 @click.command()
@@ -199,7 +197,7 @@ def watch_run(
 @click.option("--tail", default=200, show_default=True, type=click.IntRange(min=1), help="Lines of each pod.")
 @click.option("--namespace", default=None, help="Namespace of the run's pods; default: of the kubeconfig's context.")
 @click.option("--context", default=None, help="Context of the kubeconfig.")
-@_as_json
+@json_option
 def logs(run_id: str, step: str | None, tail: int, namespace: str | None, context: str | None, as_json: bool) -> None:
     """Show the logs of a run's steps, from its pods in Kubernetes.
 
@@ -210,7 +208,7 @@ def logs(run_id: str, step: str | None, tail: int, namespace: str | None, contex
 
     found = step_logs(Kube.connect(context, namespace), run_id, step=step, tail=tail)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for one in found:
         click.secho(f"--- {one['step']} ({one['phase']}, pod {one['pod']})", bold=True)
@@ -220,13 +218,13 @@ def logs(run_id: str, step: str | None, tail: int, namespace: str | None, contex
 @click.command()
 @click.argument("run_id")
 @connected
-@_as_json
+@json_option
 def cancel(connect: Callable[[], Any], run_id: str, as_json: bool) -> None:
     """Ask a cluster to end the run RUN_ID. Training steps save their checkpoints first."""
     from pipelines.cluster import runs
 
     state = runs.cancel(connect(), run_id)
-    _tell(state.as_json(), f"{state.name}: {state.state}", as_json)
+    tell(state.as_json(), as_json, text=f"{state.name}: {state.state}")
 
 
 @click.group()
@@ -237,7 +235,7 @@ def schedule() -> None:
 @schedule.command("apply")
 @click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False))
 @connected
-@_as_json
+@json_option
 def schedule_apply(connect: Callable[[], Any], files: tuple[str, ...], as_json: bool) -> None:
     """Make the server's schedules what FILES say. The same file twice changes nothing.
 
@@ -254,7 +252,7 @@ def schedule_apply(connect: Callable[[], Any], files: tuple[str, ...], as_json: 
     kfp = connect()
     applied = [asdict(schedules.apply(kfp, one)) for one in loaded]
     if as_json:
-        _print_json(applied)
+        print_json(applied)
         return
     for one in applied:
         following = f"; next {one['next_times'][0]}" if one["next_times"] else "; paused"
@@ -263,14 +261,14 @@ def schedule_apply(connect: Callable[[], Any], files: tuple[str, ...], as_json: 
 
 @schedule.command("list")
 @connected
-@_as_json
+@json_option
 def schedule_list(connect: Callable[[], Any], as_json: bool) -> None:
     """List the recurring runs of the namespace, Plumbline's and others'."""
     from pipelines.cluster import schedules
 
     found = schedules.list_schedules(connect())
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for one in found:
         state = f"next {one['next_times'][0]}" if one["next_times"] else ("on" if one["enabled"] else "paused")
@@ -283,7 +281,7 @@ def schedule_list(connect: Callable[[], Any], as_json: bool) -> None:
 @schedule.command("pause")
 @click.argument("name")
 @connected
-@_as_json
+@json_option
 def schedule_pause(connect: Callable[[], Any], name: str, as_json: bool) -> None:
     """Pause the schedule NAME, until `resume` or the next `apply` of a file that says `enabled: true`."""
     _switch(connect, name, as_json, enabled=False)
@@ -292,7 +290,7 @@ def schedule_pause(connect: Callable[[], Any], name: str, as_json: bool) -> None
 @schedule.command("resume")
 @click.argument("name")
 @connected
-@_as_json
+@json_option
 def schedule_resume(connect: Callable[[], Any], name: str, as_json: bool) -> None:
     """Let the schedule NAME run again; times that it missed are not caught up."""
     _switch(connect, name, as_json, enabled=True)
@@ -301,13 +299,13 @@ def schedule_resume(connect: Callable[[], Any], name: str, as_json: bool) -> Non
 @schedule.command("delete")
 @click.argument("name")
 @connected
-@_as_json
+@json_option
 def schedule_delete(connect: Callable[[], Any], name: str, as_json: bool) -> None:
     """Delete the schedule NAME; runs that it started go on."""
     from pipelines.cluster import schedules
 
     deleted = schedules.delete(connect(), name)
-    _tell({"name": name, "deleted": deleted}, f"{name}: deleted.", as_json)
+    tell({"name": name, "deleted": deleted}, as_json, text=f"{name}: deleted.")
 
 
 @click.command()
@@ -315,7 +313,7 @@ def schedule_delete(connect: Callable[[], Any], name: str, as_json: bool) -> Non
 @click.option("--settings", "settings_file", default=None, help="Also look for what this run's settings name.")
 @click.option("--context", default=None, help="Context of the kubeconfig.")
 @connected
-@_as_json
+@json_option
 def doctor(
     connect: Callable[[], Any], profile: str | None, settings_file: str | None, context: str | None, as_json: bool
 ) -> None:
@@ -333,7 +331,7 @@ def doctor(
     chosen = load_profile(settings.execution.profile if settings else profile or "dev")
     lines = examine(chosen, connect=connect, context=context, settings=settings)
     if as_json:
-        _print_json([asdict(line) for line in lines])
+        print_json([asdict(line) for line in lines])
     else:
         for line in lines:
             colour = {"pass": "green", "fail": "red", "unknown": "yellow"}[line.result]
@@ -341,7 +339,7 @@ def doctor(
             if line.fix:
                 click.echo(f"        {line.fix}")
     if any(line.result == "fail" for line in lines):
-        sys.exit(_EXIT_FAILED)
+        sys.exit(EXIT_FAILED)
 
 
 def _switch(connect: Callable[[], Any], name: str, as_json: bool, *, enabled: bool) -> None:
@@ -349,7 +347,7 @@ def _switch(connect: Callable[[], Any], name: str, as_json: bool, *, enabled: bo
 
     changed = schedules.switch(connect(), name, enabled=enabled)
     done = {"name": name, "enabled": enabled, "recurring_run_ids": changed}
-    _tell(done, f"{name}: {'runs again' if enabled else 'paused'}.", as_json)
+    tell(done, as_json, text=f"{name}: {'runs again' if enabled else 'paused'}.")
 
 
 def _load(settings_file: str, profile: str | None) -> Any:
@@ -365,14 +363,3 @@ def _tell_steps(state: Any, steps: list[Any]) -> None:
         click.echo(f"{step.state:<10} {step.name}{seconds}" + (f"  {step.error}" if step.error else ""))
     if not steps:
         click.echo(f"{state.state:<10} {state.name}")
-
-
-def _tell(value: Any, text: str, as_json: bool) -> None:
-    if as_json:
-        _print_json(value)
-    else:
-        click.echo(text)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
