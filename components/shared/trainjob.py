@@ -93,7 +93,8 @@ class TrainJobSettings(StrictModel):
     secrets, scratch folders, shared memory) holds for the nodes too where nothing is said here.
 
     Attributes:
-        runtime: ClusterTrainingRuntime, of torch.
+        runtime: Of torch: what a node is beyond what is said here; k8s/components/trainer has this one.
+        runtime_kind: TrainingRuntime, of the namespace, or ClusterTrainingRuntime, as those that come with Trainer are.
         nodes: Pods.
         processes_per_node: Processes a pod, one a GPU.
         claim: Volume claim (ReadWriteMany) that the step and every node mount.
@@ -113,7 +114,8 @@ class TrainJobSettings(StrictModel):
         timeout_seconds: A job that runs longer is ended.
     """
 
-    runtime: str = Field(default="torch-distributed", min_length=1)
+    runtime: str = Field(default="plumbline-torch", min_length=1)
+    runtime_kind: Literal["TrainingRuntime", "ClusterTrainingRuntime"] = "TrainingRuntime"
     nodes: int = Field(ge=1)
     processes_per_node: int = Field(default=1, ge=1)
     claim: str = "plumbline-models"
@@ -200,7 +202,7 @@ def train_job(
         "kind": "TrainJob",
         "metadata": metadata,
         "spec": {
-            "runtimeRef": {"name": settings.runtime},
+            "runtimeRef": {"apiGroup": _GROUP, "kind": settings.runtime_kind, "name": settings.runtime},
             "activeDeadlineSeconds": settings.timeout_seconds,
             "trainer": {
                 "image": settings.image,
@@ -265,7 +267,9 @@ def _patch(settings: TrainJobSettings) -> dict[str, Any]:
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": 65532,
+            "runAsGroup": 65532,
             "fsGroup": 65532,
+            "fsGroupChangePolicy": "OnRootMismatch",  # not file by file, on a claim full of models
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
@@ -487,8 +491,8 @@ def _refused(error: Any, what: str) -> TrainJobError:
         404: "Is Kubeflow Trainer 2.2 or newer installed?",
         422: "The installed Trainer knows another version of the API; 2.2 or newer is needed.",
     }
-    return TrainJobError(
-        f"the cluster refused to {what}: {error.status} {said[1] if said else error.reason}.",
-        where="trainjob",
-        hint=hints.get(error.status or 0, "Try again; `kubectl get events` may say more."),
-    )
+    message = said[1] if said else error.reason
+    hint = hints.get(error.status or 0, "Try again; `kubectl get events` may say more.")
+    if "must be created before the TrainJob" in str(message):  # Trainer's webhook: 403 or 422
+        hint = "The runtime is missing: take k8s/components/trainer into your overlay, or name another in `runtime`."
+    return TrainJobError(f"the cluster refused to {what}: {error.status} {message}.", where="trainjob", hint=hint)

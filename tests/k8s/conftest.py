@@ -4,14 +4,18 @@ import os
 
 import pytest
 
-from tests.k8s.manifests import OVERLAYS, KubectlError, Manifest, build
+from tests.k8s.manifests import OVERLAYS, KubectlError, Manifest, build, build_with_components
 
 
 @pytest.fixture(scope="session")
 def overlays() -> dict[str, list[Manifest]]:
-    """Every overlay as kubectl builds it; without kubectl the tests are skipped, where CI does not require it."""
+    """Every overlay as kubectl builds it, as it is and (`dev+`) with all components.
+
+    Without kubectl the tests are skipped, where CI does not require it.
+    """
     try:
-        return {overlay.name: build(overlay) for overlay in OVERLAYS}
+        plain = {overlay.name: build(overlay) for overlay in OVERLAYS}
+        return plain | {f"{overlay.name}+": build_with_components(overlay) for overlay in OVERLAYS}
     except KubectlError as error:
         if os.environ.get("PLUMBLINE_REQUIRE_KUBECTL") == "1" or "kubectl is not" not in str(error):
             pytest.fail(str(error))

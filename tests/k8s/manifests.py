@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,24 @@ from typing import Any
 
 import yaml
 
-__all__ = ["K8S", "OVERLAYS", "Manifest", "Pod", "build", "containers", "load", "name_of", "pods"]
+__all__ = [
+    "COMPONENTS",
+    "K8S",
+    "OVERLAYS",
+    "Manifest",
+    "Pod",
+    "build",
+    "build_with_components",
+    "containers",
+    "load",
+    "name_of",
+    "pods",
+]
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 OVERLAYS = sorted(path.parent for path in (K8S / "overlays").glob("*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent for path in (K8S / "components").glob("*/kustomization.yaml"))
+"""What an overlay may add, and none of ours does."""
 
 Manifest = dict[str, Any]
 
@@ -69,6 +85,20 @@ def build(overlay: Path) -> list[Manifest]:
     return load(found.stdout)
 
 
+def build_with_components(overlay: Path) -> list[Manifest]:
+    """An overlay with every optional component, as somebody's own overlay takes them.
+
+    Raises:
+        KubectlError: See `build`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        there = Path(folder).resolve()
+        mine = {"resources": [os.path.relpath(overlay.resolve(), there)]}
+        mine["components"] = [os.path.relpath(component, there) for component in COMPONENTS]
+        (there / "kustomization.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
+        return build(there)
+
+
 def load(text: str) -> list[Manifest]:
     """The objects of a YAML stream."""
     return [document for document in yaml.safe_load_all(text) if document]
@@ -80,9 +110,11 @@ def name_of(manifest: Manifest) -> str:
 
 
 def pods(manifests: Sequence[Manifest]) -> list[Pod]:
-    """The pods that the workloads among the manifests make."""
+    """The pods that the workloads among the manifests make, and those that a training runtime describes."""
     found = []
     for manifest in manifests:
+        if manifest.get("kind") == "TrainingRuntime":
+            found += _nodes(manifest)
         path = _POD_TEMPLATES.get(manifest.get("kind", ""))
         if path is None:
             continue
@@ -93,6 +125,15 @@ def pods(manifests: Sequence[Manifest]) -> list[Pod]:
         labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
         found.append(Pod(name_of(manifest), manifest["kind"], labels, annotations, template["spec"]))
     return found
+
+
+def _nodes(runtime: Manifest) -> Iterator[Pod]:
+    """The pods of a runtime's JobSet, with the label that JobSet gives them."""
+    for job in runtime["spec"]["template"]["spec"]["replicatedJobs"]:
+        template = job["template"]["spec"]["template"]
+        meta = template.get("metadata") or {}
+        labels = {"jobset.sigs.k8s.io/jobset-name": "a-job"} | (meta.get("labels") or {})
+        yield Pod(name_of(runtime), runtime["kind"], labels, meta.get("annotations") or {}, template["spec"])
 
 
 def containers(pod: Pod) -> Iterator[dict[str, Any]]:

@@ -48,6 +48,8 @@ def images_pinned(manifests: Sequence[Manifest]) -> Iterator[str]:
     for pod in pods(manifests):
         for container in containers(pod):
             image = container.get("image", "")
+            if pod.kind == "TrainingRuntime" and not image:
+                continue  # the job names it: `TrainJobSettings.image`
             name, _, digest = image.partition("@")
             tag = name.rpartition("/")[2].partition(":")[2]
             if not digest and tag in ("", "latest"):
@@ -172,6 +174,21 @@ def network_closed(manifests: Sequence[Manifest]) -> Iterator[str]:
         yield from (f"{name_of(policy)}: {problem}" for problem in _openings(policy["spec"]))
 
 
+def nodes_never_restart(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """A node that fails ends its training at once: the step that made it resumes all nodes from the last checkpoint."""
+    for manifest in manifests:
+        if manifest["kind"] != "TrainingRuntime":
+            continue
+        jobs = manifest["spec"]["template"]["spec"]
+        if (jobs.get("failurePolicy") or {}).get("maxRestarts") != 0:
+            yield f"{name_of(manifest)}: failurePolicy.maxRestarts is not 0"
+        for job in jobs["replicatedJobs"]:
+            if job["template"]["spec"].get("backoffLimit") != 0:
+                yield f"{name_of(manifest)}: {job['name']}: backoffLimit is not 0"
+            if job["template"]["spec"]["template"]["spec"].get("restartPolicy") != "Never":
+                yield f"{name_of(manifest)}: {job['name']}: restartPolicy is not Never"
+
+
 def disruption_bounded(manifests: Sequence[Manifest]) -> Iterator[str]:
     """What the autoscaler scales has a disruption budget, and the budget always lets one pod go."""
     scaled = {
@@ -278,6 +295,7 @@ RULES: dict[str, Callable[[Sequence[Manifest]], list[str]]] = POD_SECURITY | {
         rbac_least,
         no_secret_literal,
         network_closed,
+        nodes_never_restart,
         disruption_bounded,
         references_exist,
     )

@@ -19,7 +19,9 @@ from tests.k8s.schemas import CUSTOM, VERSIONS, schema_problems
 
 _NEGATIVE: dict[str, list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name("negative.yaml").read_text())
 _CASES = [(rule, change) for rule, changes in _NEGATIVE.items() for change in changes]
-_NAMES = [path.name for path in OVERLAYS]
+_NODE_JOB = "spec.template.spec.replicatedJobs.0"
+_NODE_POD = f"{_NODE_JOB}.template.spec.template.spec"
+_NAMES = [path.name + components for path in OVERLAYS for components in ("", "+")]
 
 Overlays = dict[str, list[Manifest]]
 
@@ -43,7 +45,7 @@ def test_every_rule_has_a_manifest_that_breaks_it() -> None:
 def test_a_manifest_that_breaks_one_rule_is_caught_by_that_rule_alone(
     rule: str, change: dict[str, Any], overlays: Overlays
 ) -> None:
-    assert set(breaches(_changed(overlays["dev"], change))) == {rule, *change.get("also", [])}
+    assert set(breaches(_changed(overlays["dev+"], change))) == {rule, *change.get("also", [])}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -87,11 +89,16 @@ def test_a_manifest_of_another_shape_is_refused_by_kubernetes_schema(
         {"object": "ServiceMonitor/plumbline-review", "at": "spec.selector"},
         {"object": "PrometheusRule/plumbline", "at": "spec.groups.0.rules.0.expr"},
         {"object": "PrometheusRule/plumbline", "at": "kind", "value": "PrometheusRules"},
+        {"object": "TrainingRuntime/plumbline-torch", "at": "spec.template.spec.failurePolicy.restarts", "value": 0},
+        {"object": "TrainingRuntime/plumbline-torch", "at": "spec.mlPolicy.pytorch", "value": {}},
+        {"object": "TrainingRuntime/plumbline-torch", "at": f"{_NODE_JOB}.template.spec.backoffLimits", "value": 0},
+        {"object": "TrainingRuntime/plumbline-torch", "at": f"{_NODE_POD}.restartPolicies", "value": "Never"},
+        {"object": "TrainingRuntime/plumbline-torch", "at": f"{_NODE_POD}.containers.0.name"},
     ],
     ids=lambda change: f"{change['object']}-{change['at']}",
 )
 def test_a_custom_resource_of_another_shape_is_refused(change: dict[str, Any], overlays: Overlays) -> None:
-    wrong = _find(_changed(overlays["prod"], change), change)
+    wrong = _find(_changed(overlays["prod+"], change), change)
     assert schema_problems(wrong) != []
 
 
@@ -131,7 +138,7 @@ def test_only_prod_pins_images_by_digest_and_both_say_what_is_left_to_edit(overl
     ours = re.compile(r"plumbline/plumbline-(light|review)@sha256:[0-9a-f]{64}")
     images = {name: re.findall(r"'image': '([^']*plumbline[^']*)'", str(found)) for name, found in overlays.items()}
     assert images["prod"]
-    assert all(ours.search(image) for image in images["prod"])
+    assert all(ours.search(image) for name in ("prod", "prod+") for image in images[name])
     assert any("sha256:000" in line for line in placeholders(overlays["prod"]))
     assert all("example.com" in line for line in placeholders(overlays["dev"]))
 
@@ -157,7 +164,7 @@ def test_the_overlay_of_the_readme_is_all_that_must_be_said(tmp_path: Path) -> N
 def test_the_review_service_understands_its_settings(name: str, overlays: Overlays) -> None:
     (config,) = [m for m in overlays[name] if name_of(m) == "ConfigMap/plumbline-review-settings"]
     settings = parse_settings(yaml.safe_load(config["data"]["review.yaml"]), ReviewSettings, where=name)
-    assert settings.login == ("header" if name == "prod" else "local")
+    assert settings.login == ("header" if name.startswith("prod") else "local")
 
 
 def test_the_login_header_reaches_the_service_from_the_sidecar_only(overlays: Overlays) -> None:

@@ -26,8 +26,9 @@ __all__ = ["SmallCluster", "small_cluster"]
 class SmallCluster:
     """A namespace; nodes are processes of this machine.
 
-    `faults` are answered first: (method, status), or (method, "cut"); with ("ANSWER", "lost") a job is made and nobody
-    is told. With `disks`, each node has a `TMPDIR` of its own below that folder.
+    `faults` are answered first: (method, status), (method, (status, message)) or (method, "cut"); with
+    ("ANSWER", "lost") a job is made and nobody is told. With `disks`, each node has a `TMPDIR` of its own below that
+    folder.
     """
 
     namespace: str = "plumbline"
@@ -213,7 +214,8 @@ def _handler(cluster: SmallCluster) -> type[BaseHTTPRequestHandler]:
                         self.end_headers()
                         self.wfile.write(b'{"type": "MODIF')
                     else:
-                        self._answer(fault[1], {"message": f"fault {fault[1]}"})
+                        status, message = fault[1] if isinstance(fault[1], tuple) else (fault[1], f"fault {fault[1]}")
+                        self._answer(status, {"message": message})
                     return True
             return False
 

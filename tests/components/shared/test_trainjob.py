@@ -122,6 +122,14 @@ def test_what_the_cluster_refuses_is_told_with_what_to_do(status: int, hint: str
     assert cluster.created == []
 
 
+@pytest.mark.parametrize("status", [403, 422])
+def test_a_runtime_that_is_missing_is_told_as_that(status: int) -> None:
+    said = "denied the request: specified trainingRuntime must be created before the TrainJob is created"
+    with small_cluster(faults=[("POST", (status, said))]) as cluster, pytest.raises(TrainJobError) as told:
+        run_train_job(_make_job(), cluster=cluster)
+    assert "k8s/components/trainer" in str(told.value)
+
+
 @pytest.mark.parametrize(
     "faults",
     [
