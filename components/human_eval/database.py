@@ -69,6 +69,7 @@ class Judgement:
     supersedes: str | None = None
     rubric: dict[str, str] | None = None
     adjudication: str | None = None
+    import_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ class RatingDesk:
         answer: RaterAnswer,
         *,
         swapped: bool,
+        import_id: str,
         rater_kind: RaterKind = "human",
     ) -> bool:
         """Stores an answer that was given in another labelling tool; the rules are the same, only no lease is needed.
@@ -182,6 +183,7 @@ class RatingDesk:
             rater: Pseudonym.
             answer: In terms of what the tool showed.
             swapped: Whether it showed the second answer as A.
+            import_id: The import that it came by: see `imports.record_import`.
             rater_kind: What the rater is.
 
         Returns:
@@ -202,7 +204,7 @@ class RatingDesk:
 
         def take(decision: Decision) -> bool:
             known = decision.book.latest(turn, rater) is not None
-            self._intake.judgement(decision, turn, rater, answer, rater_kind, swapped=swapped)
+            self._intake.judgement(decision, turn, rater, answer, rater_kind, swapped=swapped, import_id=import_id)
             return not known
 
         try:

@@ -94,8 +94,9 @@ class Intake:
         rater_kind: RaterKind,
         *,
         swapped: bool | None = None,
+        import_id: str | None = None,
     ) -> Receipt:
-        """Stores a judgement."""
+        """Stores a judgement; one of another tool says how it was shown there, and by which import it came."""
         book, task_id, latest = decision.book, task_id_of(turn, rater), self.latest(decision, turn, rater)
         if latest is not None and answer.revision == latest.revision:
             if answer_of(latest) == answer:
@@ -116,6 +117,7 @@ class Intake:
             created_at=self._books.stamp(),
             supersedes=latest.judgement_id if latest else None,
             adjudication=latest.adjudication if latest else book.adjudication_of(turn),
+            import_id=import_id,
             **answer.model_dump(),
         )
         decision.add(JudgementRow, asdict(judgement))

@@ -3,6 +3,7 @@
     batch (what was compared, by digest) 1-n item (a blind pair) 1-n judgement (one rater's answer, as shown)
                                                                 1-n lease, skip, practice answer (of one rater)
           0-1 closure                           0-n intervention (a release manager's: on an item, or on a rater)
+          0-n import (of labels from another tool, by whom) 1-n judgement
 
 Triggers refuse updates and deletions. Every id is derived from what the row is about, so that a step that runs again,
 or a request that arrives twice, finds its own row and adds nothing. What is no evidence may change: the
@@ -28,6 +29,7 @@ __all__ = [
     "DraftRow",
     "EndedSessionRow",
     "EvidenceBase",
+    "ImportRow",
     "InterventionRow",
     "ItemRow",
     "JudgementRow",
@@ -119,6 +121,7 @@ class JudgementRow(EvidenceBase):
     adjudication: Mapped[str | None] = mapped_column(
         String(64), doc="The intervention that asked for it; such a vote never changes an outcome."
     )
+    import_id: Mapped[str | None] = mapped_column(String(64), doc="The import that it came by; None: given here.")
 
 
 class LeaseRow(EvidenceBase):
@@ -206,6 +209,21 @@ class InterventionRow(EvidenceBase):
     created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
 
 
+class ImportRow(EvidenceBase):
+    """A file of labels from another tool, written before its first label is taken: see `imports.Import`."""
+
+    __tablename__ = "evidence_imports"
+
+    import_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    batch_id: Mapped[str] = mapped_column(ForeignKey("evidence_batches.batch_id"), index=True)
+    actor: Mapped[str] = mapped_column(String(255), doc="Login of who imported it.")
+    written_by: Mapped[str] = mapped_column(String(255), doc="Account and machine of the process.")
+    source: Mapped[str] = mapped_column(String(255))
+    digest: Mapped[str] = mapped_column(String(64), doc="sha256 of the file.")
+    labels: Mapped[int] = mapped_column(Integer, doc="Labels in the file.")
+    created_at: Mapped[str] = mapped_column(String(40), doc="UTC, ISO 8601.")
+
+
 class DraftRow(EvidenceBase):
     """What a rater has begun to answer; replaced as he goes on, deleted when it is sent. No evidence."""
 
@@ -238,7 +256,17 @@ class EndedSessionRow(EvidenceBase):
 
 TABLES = tuple(
     row.__tablename__
-    for row in (BatchRow, ItemRow, JudgementRow, LeaseRow, SkipRow, PracticeRow, ClosureRow, InterventionRow)
+    for row in (
+        BatchRow,
+        ItemRow,
+        JudgementRow,
+        LeaseRow,
+        SkipRow,
+        PracticeRow,
+        ClosureRow,
+        InterventionRow,
+        ImportRow,
+    )
 )
 """What is append-only."""
 

@@ -19,6 +19,7 @@ from components.human_eval.batch import Batch, GoldPair, Item, assign, build_bat
 from components.human_eval.database import EvidenceDatabase, Judgement, judgement_id, open_database
 from components.human_eval.evidence import Evidence, weigh_evidence
 from components.human_eval.gold_items import demonstration_gold_pairs, given_gold_pairs, gold_prompts
+from components.human_eval.imports import find_imports, tell_imports
 from components.human_eval.panel import RaterPanel, judge_assignments, load_panel, panel_gold_pairs
 from components.human_eval.settings import PEOPLE, HumanEvalSettings
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
@@ -72,6 +73,8 @@ def run(
             _judge_what_is_open(panel, batch, database)
         judgements = database.judgements(batch.batch_id)
         evidence = weigh_evidence(batch, judgements, seed=seed)
+        imports = find_imports(database, batch.batch_id)
+        evidence.statistics["imports"] = tell_imports(imports, judgements)
         _close_if_settled(database, batch, evidence)
         about = {
             "seed": seed,
@@ -80,7 +83,8 @@ def run(
             "deadline": database.deadline(batch.batch_id).isoformat(),
             "closed": database.closure(batch.batch_id) is not None,
         }
-        digest = _write(output, batch, judgements, evidence, about)
+        importers = {name: found.actor for name, found in imports.items()}
+        digest = _write(output, batch, judgements, evidence, importers, about)
         result = {"digest": digest, **_headline(evidence)}
         _track(tracked, evidence)
     if not result["complete"]:
@@ -126,7 +130,14 @@ def _close_if_settled(database: EvidenceDatabase, batch: Batch, evidence: Eviden
         database.close(batch.batch_id, actor="human_eval", reason="Complete: the evidence was read.")
 
 
-def _write(output: str, batch: Batch, judgements: list[Judgement], evidence: Evidence, about: Mapping[str, Any]) -> str:
+def _write(
+    output: str,
+    batch: Batch,
+    judgements: list[Judgement],
+    evidence: Evidence,
+    importers: Mapping[str, str],
+    about: Mapping[str, Any],
+) -> str:
     items = {item.item_id: item for item in batch.items}
     with write_artifact(
         output,
@@ -138,7 +149,7 @@ def _write(output: str, batch: Batch, judgements: list[Judgement], evidence: Evi
         write_jsonl(draft.path / "items.jsonl", (_item_json(item) for item in batch.items))
         write_jsonl(
             draft.path / "judgements.jsonl",
-            (_judgement_json(judgement, items[judgement.item_id]) for judgement in judgements),
+            (_judgement_json(judgement, items[judgement.item_id], importers) for judgement in judgements),
         )
         write_jsonl(draft.path / "outcomes.jsonl", (outcome.as_json() for outcome in evidence.outcomes))
         write_json(draft.path / "statistics.json", evidence.statistics)
@@ -159,7 +170,7 @@ def _item_json(item: Item) -> dict[str, Any]:
     }
 
 
-def _judgement_json(judgement: Judgement, item: Item) -> dict[str, Any]:
+def _judgement_json(judgement: Judgement, item: Item, importers: Mapping[str, str]) -> dict[str, Any]:
     roles = (item.second.role, item.first.role) if judgement.swapped else (item.first.role, item.second.role)
     return {
         "judgement_id": judgement.judgement_id,
@@ -180,6 +191,7 @@ def _judgement_json(judgement: Judgement, item: Item) -> dict[str, Any]:
         "rubric": judgement.rubric,
         "supersedes": judgement.supersedes,
         "adjudication": judgement.adjudication,
+        "imported_by": importers[judgement.import_id] if judgement.import_id else None,
     }
 
 

@@ -17,6 +17,7 @@ from components.human_eval.answers import require_text
 from components.human_eval.book import BatchBook
 from components.human_eval.books import Books, Decision, as_text
 from components.human_eval.evidence import weigh_evidence
+from components.human_eval.imports import find_imports, tell_imports
 from components.human_eval.rating import ClosedError
 from components.human_eval.schema import InterventionRow
 from components.human_eval.settings import PEOPLE
@@ -88,6 +89,7 @@ class BatchReport:
         review_queue: Items on which raters disagree; see `rater_statistics.review_queue`.
         adjudicated: Item to (votes given, votes asked for) of further raters.
         waits_for: The above in a sentence each.
+        imports: Labels from other tools; see `imports.tell_imports`.
     """
 
     batch_id: str
@@ -103,6 +105,7 @@ class BatchReport:
     review_queue: list[dict[str, Any]]
     adjudicated: dict[str, tuple[int, int]]
     waits_for: list[str]
+    imports: list[dict[str, Any]]
 
 
 class Supervision:
@@ -124,7 +127,8 @@ class Supervision:
         self._require_people(batch_id)
         database = self._books.database
         seen = self._books.decide(batch_id, lambda decision: _look(decision.book, self._books.stamp()))
-        statistics = weigh_evidence(database.batch(batch_id), database.judgements(batch_id), seed=0).statistics
+        judgements = database.judgements(batch_id)
+        statistics = weigh_evidence(database.batch(batch_id), judgements, seed=0).statistics
         stuck = [pair for pair in seen.missing if pair.more_raters > 0]
         more = max((pair.more_raters for pair in stuck), default=0)
         return BatchReport(
@@ -141,6 +145,7 @@ class Supervision:
             review_queue=statistics["review_queue"],
             adjudicated=seen.adjudicated,
             waits_for=[] if seen.closed else _in_words(seen.open_pairs, stuck, more, seen.owing),
+            imports=tell_imports(find_imports(database, batch_id), judgements),
         )
 
     def return_skip(self, batch_id: str, item_id: str, *, actor: str, reason: str) -> None:

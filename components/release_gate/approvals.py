@@ -2,7 +2,7 @@
 
 An approval is bound to sha256(candidate, champion, policy, evidence). It counts while the verdict it was given on is
 the latest and not expired, and the champion is still the one that the candidate was compared with. The person who asked
-for the release does not approve it.
+for the release does not approve it, nor does who rated its evidence or imported it.
 
 Who somebody is, the review service knows: it signs what it is told by people who are signed in. The command line knows
 a name that was typed, and the account under which it was typed. `signatures` says what of that counts.
@@ -74,9 +74,9 @@ def approve(
         The state after it: APPROVED when it was the last approval needed.
 
     Raises:
-        ApprovalError: The actor asked for the release, rated its evidence, looked at another verdict, the verdict has
-            expired or been superseded, the key is another one than the release was opened under, or the policy takes
-            no approval that is given in this way.
+        ApprovalError: The actor asked for the release, rated or imported its evidence, looked at another verdict, the
+            verdict has expired or been superseded, the key is another one than the release was opened under, or the
+            policy takes no approval that is given in this way.
         IllegalMoveError: The version does not await approval.
     """
     office = office or open_office()
@@ -101,6 +101,7 @@ def approve(
         _require_another(view, version, actor, given, desk, where=where)
         _require_known_raters(view, asked, replaced_at, where=where)
         _require_no_rater(asked, actor, desk.key, where=where)
+        _require_no_importer(asked, actor, desk, where=where)
         moves = [_approval(asked, actor, reason, desk)]
         return moves + _clear_if_enough(version, asked, [*(entry.actor for entry in given), actor])
 
@@ -275,6 +276,17 @@ def _require_no_rater(asked: Entry, actor: str, key: ReviewKey | None, *, where:
             where=where,
             hint="Ask somebody who did not rate; or let the policy say release.raters_may_approve.",
         )
+
+
+def _require_no_importer(asked: Entry, actor: str, desk: Desk, *, where: str) -> None:
+    """Who brought judgements in vouches for them alone, whatever raters the file names: another person looks at it."""
+    for importer in asked.data.get("importers", []):
+        if _is_one_person(actor, importer) or (not desk.signed_in and _is_one_person(user_of(account()), importer)):
+            raise ApprovalError(
+                f"{importer} imported judgements that this release rests on, and cannot approve it too.",
+                where=where,
+                hint="Ask somebody who did not import them.",
+            )
 
 
 def _clear_if_enough(version: str, asked: Entry, approvers: list[str]) -> list[Move]:

@@ -39,6 +39,7 @@ def judged_release(case: Case, subject: Subject, judgement: Judgement, *, actor:
         baseline=subject.baseline or "",
         seed=case.seed,
         raters=_people(case),
+        importers=_importers(case),
         win_rate=_win_rate(judgement.criteria),
         evidence_at=case.human.finished_at,
     )
@@ -83,6 +84,12 @@ def _people(case: Case) -> tuple[str, ...]:
     rows = case.human.tables.get("judgements.jsonl") or []
     found = {str(row.get("rater")) for row in rows if row.get("rater_kind") == "human"}
     return tuple(sorted(rater for rater in found if is_pseudonym(rater)))
+
+
+def _importers(case: Case) -> tuple[str, ...]:
+    """Logins of those who brought judgements in from another tool, under names that nobody else vouches for."""
+    rows = case.human.tables.get("judgements.jsonl") or []
+    return tuple(sorted({str(row["imported_by"]) for row in rows if row.get("imported_by")}))
 
 
 def _divergence(case: Case) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class JudgedRelease:
         baseline: Digest of what the model had to be compared with; "" where it is not known.
         seed: Of the bootstrap; with the baseline all that an audit needs beside the evidence.
         raters: Pseudonyms of the people whose judgements it rests on, as far as the review service knows who they are.
+        importers: Logins of those who imported judgements that it rests on.
         win_rate: Share of prompts on which people prefer the model to the one that it is compared with; None: unknown.
         evidence_at: When the evidence of people was read (UTC, ISO 8601); "" if it is not known.
     """
@@ -86,6 +87,7 @@ class JudgedRelease:
     baseline: str = ""
     seed: int = 0
     raters: tuple[str, ...] = ()
+    importers: tuple[str, ...] = ()
     win_rate: float | None = None
     evidence_at: str = ""
 
@@ -207,6 +209,7 @@ def _move(version: str, event: Event, judged: JudgedRelease, key: str = "") -> M
         "seed": judged.seed,
         "run": pipeline_run(),
         "raters": [] if judged.policy.release.raters_may_approve else list(judged.raters),
+        "importers": list(judged.importers),
         "win_rate": judged.win_rate,
         "evidence_at": _not_after_now(judged.evidence_at),
     }

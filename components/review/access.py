@@ -9,9 +9,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from components.human_eval.desk import RatingDesk
+from components.human_eval.rating import RaterKind
 from components.human_eval.supervision import Supervision
 from components.review.metrics import Metrics
-from components.review.people import HeaderLogin, LocalLogin, Role, User
+from components.review.people import HeaderLogin, LocalLogin, Role, User, rater_kind_of
 from components.review.protection import FormTokens, is_foreign
 from components.review.readiness import Readiness
 from components.review.releases import ReleaseBoard
@@ -81,6 +82,10 @@ class Review:
     def pseudonym_of(self, login: str) -> str:
         """The name under which a login judges."""
         return pseudonym(login, self.secret)
+
+    def rater_of(self, login: str) -> tuple[str, RaterKind]:
+        """That name, and how the votes of the login are marked."""
+        return self.pseudonym_of(login), rater_kind_of(login, self.settings)
 
 
 def review_of(request: Request) -> Review:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from components.human_eval.settings import PEOPLE
 from components.human_eval.supervision import BatchReport
 from components.review.access import FORM_TOKEN, Manager, Reader, Review, ReviewOf
 from components.review.exchange import LABEL_STUDIO_CONFIG, Format, ImportReport, export_batch, import_labels
-from components.review.pages import redirect, render
+from components.review.pages import imports_table, redirect, render
 from components.shared.errors import InputError
 
 __all__ = ["api", "pages"]
@@ -103,10 +102,24 @@ def label_studio_config(user: Manager) -> PlainTextResponse:
     return PlainTextResponse(LABEL_STUDIO_CONFIG)
 
 
+async def _body(request: Request) -> bytes:
+    """What was sent, byte for byte: its digest is recorded."""
+    return await request.body()
+
+
 @api.post("/batches/{batch_id}/import")
-def import_(batch_id: str, content: list[dict[str, Any]], user: Manager, review: ReviewOf) -> ImportReport:
-    """Takes the labels of an export; those that are refused are named with their reasons."""
-    return import_labels(review.desk, batch_id, content, pseudonym_of=review.pseudonym_of)
+def import_(
+    batch_id: str,
+    content: list[dict[str, Any]],
+    file: Annotated[bytes, Depends(_body)],
+    user: Manager,
+    review: ReviewOf,
+) -> ImportReport:
+    """Takes the labels of an export; those that are refused are named with their reasons.
+
+    Who imports is recorded, and does not approve a release that rests on it.
+    """
+    return import_labels(review.desk, batch_id, file, actor=user.login, source="API", rater_of=review.rater_of)
 
 
 @pages.get("/batches")
@@ -119,7 +132,8 @@ def batches(request: Request, user: Reader, review: ReviewOf) -> Response:
 def batch(request: Request, batch_id: str, user: Reader, review: ReviewOf) -> Response:
     """One batch: what it waits for, its raters, the items on which they disagree."""
     report = review.supervision.report(batch_id)
-    return render(request, "manage_batch.html", report=report, deadline=review.desk.database.deadline(batch_id))
+    about = {"deadline": review.desk.database.deadline(batch_id), "imports": imports_table(report.imports)}
+    return render(request, "manage_batch.html", report=report, **about)
 
 
 @pages.post("/batches/{batch_id}/import")
@@ -127,12 +141,8 @@ def import_form(
     request: Request, batch_id: str, user: Manager, review: ReviewOf, file: Annotated[UploadFile, File()]
 ) -> Response:
     """Takes a labelled export and says what became of it."""
-    try:
-        content = json.load(file.file)
-    except ValueError as error:
-        raise InputError(f"is not JSON: {error}.", where=file.filename or "import") from error
-    report = import_labels(review.desk, batch_id, content, pseudonym_of=review.pseudonym_of)
-    return _show(request, review, report)
+    who = {"actor": user.login, "source": file.filename or "", "rater_of": review.rater_of}
+    return _show(request, review, import_labels(review.desk, batch_id, file.file.read(), **who))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ named with its reason.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
@@ -17,6 +19,8 @@ from pydantic import ValidationError
 from components.human_eval.answers import DIMENSIONS, FLAGS, Choice, RaterAnswer
 from components.human_eval.batch import Batch, Item
 from components.human_eval.desk import RatingDesk
+from components.human_eval.imports import record_import
+from components.human_eval.rating import RaterKind
 from components.human_eval.turns import make_plan, shown_swapped
 from components.shared.errors import InputError, PlumblineError
 from components.shared.records import prompt_text
@@ -72,24 +76,44 @@ def export_batch(batch: Batch, tool: Format) -> list[dict[str, Any]]:
     return [write(item_id, _shown(items[item_id])) for item_id in wanted]
 
 
-def import_labels(desk: RatingDesk, batch_id: str, content: Any, *, pseudonym_of: Callable[[str], str]) -> ImportReport:
+def import_labels(
+    desk: RatingDesk,
+    batch_id: str,
+    file: bytes,
+    *,
+    actor: str,
+    source: str,
+    rater_of: Callable[[str], tuple[str, RaterKind]],
+) -> ImportReport:
     """Takes the labels of an export that was labelled; which tool it comes from is seen from its fields.
+
+    Who imports it is recorded first: the annotators' names are what the file says, and nobody else vouches for them.
 
     Args:
         desk: Where they go.
         batch_id: The batch that was exported.
-        content: The parsed JSON file.
-        pseudonym_of: From an annotator's name in the tool to a pseudonym.
+        file: The JSON file.
+        actor: Who imports it.
+        source: Its name, or by which way it came.
+        rater_of: From an annotator's name in the tool to a pseudonym, and how such votes are marked.
 
     Raises:
         InputError: The file is no export of either tool, or no such batch.
     """
     batch = desk.database.batch(batch_id)
     items = {item.item_id: item for item in batch.items}
+    labels = list(_read(_parse(file, source)))
+    import_id = record_import(
+        desk.database, batch_id, actor=actor, source=source, digest=sha256(file).hexdigest(), labels=len(labels)
+    )
     report = ImportReport()
-    for label in _read(content):
+    for label in labels:
         try:
-            stored = _take(desk, batch_id, items, label, pseudonym_of)
+            rater, kind = rater_of(label.login)
+            answer, swapped = _answer(items, label)
+            stored = desk.take_label(
+                batch_id, label.item_id, rater, answer, swapped=swapped, import_id=import_id, rater_kind=kind
+            )
         except (PlumblineError, ValidationError) as error:
             report.refused.append(f"{label.where}: {_reason(error)}")
             continue
@@ -98,22 +122,22 @@ def import_labels(desk: RatingDesk, batch_id: str, content: Any, *, pseudonym_of
     return report
 
 
-def _take(
-    desk: RatingDesk,
-    batch_id: str,
-    items: Mapping[str, Item],
-    label: _Label,
-    pseudonym_of: Callable[[str], str],
-) -> bool:
+def _parse(file: bytes, source: str) -> Any:
+    try:
+        return json.loads(file)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is not JSON: {error}.", where=source) from error
+
+
+def _answer(items: Mapping[str, Item], label: _Label) -> tuple[RaterAnswer, bool]:
+    """The answer, and whether the tool showed the second one as A."""
     item = items.get(label.item_id)
     if item is None:
         raise InputError(f"the batch has no item {label.item_id!r}.")
     shown = _shown(item)
     if label.shown != (shown["answer_a"], shown["answer_b"]):
         raise InputError("the answers are not those that were exported.")
-    answer = RaterAnswer.model_validate(label.answer)
-    swapped = shown_swapped(item.item_id, _TOOL, "vote")
-    return desk.take_label(batch_id, item.item_id, pseudonym_of(label.login), answer, swapped=swapped)
+    return RaterAnswer.model_validate(label.answer), shown_swapped(item.item_id, _TOOL, "vote")
 
 
 def _shown(item: Item) -> dict[str, str]:
@@ -134,17 +158,23 @@ def _read(content: Any) -> Iterator[_Label]:
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise InputError("is no list of tasks or records.", where="import", hint="Export as JSON, not as CSV or TSV.")
     for number, row in enumerate(content, start=1):
-        where = f"record {number}"
-        if isinstance(row.get("data"), dict):
-            yield from _label_studio_labels(row, where)
-        elif isinstance(row.get("fields"), dict) and "responses" in row:
-            yield from _argilla_labels(row, where)
-        else:
-            raise InputError(
-                f"has neither Label Studio's nor Argilla's fields: {', '.join(sorted(row)) or 'none'}.",
-                where=where,
-                hint="Expected data and annotations, or fields and responses.",
-            )
+        try:
+            yield from _labels_of(row, f"record {number}")
+        except (AttributeError, TypeError) as error:  # a list where an object is wanted, or the like
+            problem = f"is not built as either tool builds it: {error}."
+            raise InputError(problem, where=f"record {number}", hint="Import the tool's own JSON export.") from error
+
+
+def _labels_of(row: dict[str, Any], where: str) -> Iterator[_Label]:
+    if isinstance(row.get("data"), dict):
+        return _label_studio_labels(row, where)
+    if isinstance(row.get("fields"), dict) and "responses" in row:
+        return _argilla_labels(row, where)
+    raise InputError(
+        f"has neither Label Studio's nor Argilla's fields: {', '.join(sorted(row)) or 'none'}.",
+        where=where,
+        hint="Expected data and annotations, or fields and responses.",
+    )
 
 
 def _label_studio_labels(task: Mapping[str, Any], where: str) -> Iterator[_Label]:

@@ -8,14 +8,16 @@ from typing import Any
 
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from components.human_eval.answers import DIMENSIONS, LONGEST_RATIONALE
 from components.review.access import review_of, user_of
 from components.review.people import LocalLogin, Role
 from components.shared.records import Message, Prompt
+from components.shared.report import table
 
-__all__ = ["STATIC", "is_fragment", "redirect", "render", "turns_of"]
+__all__ = ["STATIC", "imports_table", "is_fragment", "redirect", "render", "turns_of"]
 
 _FOLDER = Path(__file__).resolve().parent
 STATIC = _FOLDER / "static"
@@ -74,3 +76,14 @@ def redirect(request: Request, url: str) -> Response:
     if is_fragment(request):
         return Response(status_code=204, headers={"HX-Redirect": url})
     return RedirectResponse(url, status_code=303)
+
+
+def imports_table(imports: list[dict[str, Any]]) -> Markup | None:
+    """Labels from other tools: who brought them in, from which file; None if there are none."""
+    shown = ("actor", "source", "labels", "judgements")
+    rows = [
+        [row["created_at"][:16].replace("T", " "), *(row[name] for name in shown), row["digest"][:16]]
+        for row in imports
+    ]
+    headers = ["UTC", "imported by", "file", "labels in it", "judgements taken", "sha256"]
+    return table(headers, rows, caption="Labels from other tools") if rows else None

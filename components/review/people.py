@@ -21,7 +21,7 @@ from components.review.settings import EVERYBODY, ReviewSettings
 from components.review.sign_ins import SignIns
 from components.shared.pseudonyms import pseudonym
 
-__all__ = ["SESSION_COOKIE", "HeaderLogin", "LocalLogin", "Login", "Role", "User", "make_login"]
+__all__ = ["SESSION_COOKIE", "HeaderLogin", "LocalLogin", "Login", "Role", "User", "make_login", "rater_kind_of"]
 
 SESSION_COOKIE = "plumbline_session"
 _GROUP = "group:"
@@ -162,5 +162,12 @@ def _user(login: str, groups: Iterable[str], settings: ReviewSettings, secret: s
     roles = frozenset(
         role for role in Role if names & {name.casefold() for name in getattr(settings.roles, role.value)}
     )
-    kind: RaterKind = "simulated" if login in settings.simulated else "ai" if login in settings.ai else "human"
-    return User(login, roles, pseudonym(login, secret), kind, session)
+    return User(login, roles, pseudonym(login, secret), rater_kind_of(login, settings), session)
+
+
+def rater_kind_of(login: str, settings: ReviewSettings) -> RaterKind:
+    """How a login's votes are marked; in whatever case it is written, as it is one rater."""
+    name = login.strip().casefold()
+    if name in {one.casefold() for one in settings.simulated}:
+        return "simulated"
+    return "ai" if name in {one.casefold() for one in settings.ai} else "human"

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from components.release_gate.signatures import same_name
 from components.review.access import Manager, Reader, ReviewOf
-from components.review.pages import redirect, render
+from components.review.pages import imports_table, redirect, render
 from components.review.release_api import LONGEST_REASON
 from components.review.releases import ReleaseView
 from components.shared.errors import InputError
@@ -98,6 +98,7 @@ def _parts(view: ReleaseView) -> dict[str, Any]:
         "slices": _slices(comparisons),
         "safety": _safety(statistics.get("safety") or {}),
         "raters": _raters(statistics.get("raters") or {}),
+        "imports": imports_table(statistics.get("imports") or []),
         "history": _history(view),
         "queue": _queue(statistics.get("review_queue") or []),
         "queue_length": len(statistics.get("review_queue") or []),

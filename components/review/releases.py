@@ -133,6 +133,7 @@ class ReleaseView:
         expires_at: Until when the verdict may be acted on.
         requester: Who asked for the release, and may not approve it.
         raters: Pseudonyms of those who rated its evidence, and may not approve it.
+        importers: Logins of those who imported judgements of it, and may not approve it.
         moves: What a release manager may do now: `approve`, `reject`, `rollback`.
         predecessor: The version that a rollback restores.
         history: Its entries on the ledger, oldest first.
@@ -148,6 +149,7 @@ class ReleaseView:
     expires_at: str
     requester: str
     raters: list[str]
+    importers: list[str]
     moves: list[str]
     predecessor: str | None
     history: list[dict[str, Any]]
@@ -226,6 +228,7 @@ class ReleaseBoard:
             expires_at=data.get("expires_at", ""),
             requester=view.requester(version),
             raters=data.get("raters", []),
+            importers=data.get("importers", []),
             moves=_moves(view, version),
             predecessor=view.predecessor(version),
             history=[entry.as_dict() for entry in view.entries if entry.version == version],
@@ -349,6 +352,7 @@ def release_as_json(view: ReleaseView) -> dict[str, Any]:
         "approvals_required": view.approvals_required,
         "expires_at": view.expires_at,
         "requester": view.requester,
+        "importers": view.importers,
         "moves": view.moves,
         "predecessor": view.predecessor,
         "digests": view.digests,

@@ -20,6 +20,7 @@ from components.human_eval.schema import (
     TABLES,
     VERSION_TABLE,
     EvidenceBase,
+    ImportRow,
     InterventionRow,
     LeaseRow,
     PracticeRow,
@@ -58,6 +59,9 @@ def _fill(database: EvidenceDatabase) -> None:
         intervention = {"kind": "return_skip", "rater": None, "votes": 0, "actor": "manager", "reason": "why"}
         about = {"intervention_id": "act", "batch_id": "batch", "item_id": "item-0", "created_at": "now"}
         database.add(connection, InterventionRow, [about | intervention])
+        imported = {"import_id": "import", "batch_id": "batch", "actor": "manager", "written_by": "root@host"}
+        file = {"source": "labels.json", "digest": "d", "labels": 1, "created_at": "now"}
+        database.add(connection, ImportRow, [imported | file])
     database.open_batch(replace(make_batch([]), batch_id="closed-batch"))
     database.close("closed-batch", actor="manager", reason="enough")
 

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from tiny_panels import SLICES, make_dataset, make_evaluation
 
+from components.human_eval.answers import RaterAnswer
 from components.human_eval.component import human_eval
+from components.human_eval.database import open_database
+from components.human_eval.desk import RatingDesk
+from components.human_eval.imports import record_import
 from components.human_eval.stage import run
 from components.shared.artifacts import read_artifact
 from components.shared.errors import ArtifactError, InputError
@@ -23,10 +27,12 @@ STATISTICS = {"batch_id", "rater_kinds", "complete", "comparisons", "safety", "r
     "drift",
     "review_queue",
     "adjudication",
+    "imports",
 }
 COMPARISON = {"win_rate", "n_prompts", "n_votes", "lower", "upper", "ci95", "length_controlled", "slices", "rubric"}
 JUDGEMENT = {
     "adjudication",
+    "imported_by",
     *("judgement_id", "item_id", "comparison", "prompt_id", "slice", "rater", "rater_kind", "shown_a", "shown_b"),
     *("choice", "flags_a", "flags_b", "kind", "created_at", "rationale", "rubric"),
 }
@@ -259,3 +265,18 @@ def test_the_component_and_its_metadata_agree() -> None:
     assert metadata["name"] == "human_eval"
     assert [entry["name"] for entry in metadata["inputs"]] == list(spec.inputs or {})
     assert [entry["name"] for entry in metadata["outputs"]] == list(spec.outputs or {})
+
+
+def test_an_imported_judgement_says_who_imported_it(tmp_path: Path) -> None:
+    _make_inputs(tmp_path)
+    batch = _run(tmp_path, panel="people")["batch_id"]
+    database = open_database()
+    name = record_import(database, batch, actor="mia", source="labels.json", digest="d", labels=1)
+    desk = RatingDesk(database)
+    pair = desk.plan(batch).pairs[0]
+    desk.take_label(batch, pair, "made-up", RaterAnswer(choice="a"), swapped=False, import_id=name)
+    _run(tmp_path, panel="people", output="again")
+    rows = list(read_jsonl(read_artifact(tmp_path / "again", "human_evidence").file("judgements.jsonl")))
+    assert [row["imported_by"] for row in rows] == ["mia"]
+    (told,) = _statistics(tmp_path, "again")["imports"]
+    assert (told["actor"], told["digest"], told["judgements"]) == ("mia", "d", 1)

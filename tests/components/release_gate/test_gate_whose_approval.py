@@ -285,3 +285,16 @@ def test_approvals_of_a_gate_that_knew_no_keys_still_count(
         _forgotten_key(office, version)
     assert verify(MODEL, office=office).problems == []
     assert promote(MODEL, version, "bob", office=office).changed
+
+
+def test_who_imported_the_votes_does_not_approve_what_they_say(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_account: None
+) -> None:
+    version = judge_weights(office, tmp_path, "one", approvals=1, command_line=True, importers=("Mia@example.com",))
+    for actor, desk in (("mia@example.com", SIGNED_IN), (" MIA", SIGNED_IN), ("mia", Desk())):
+        with pytest.raises(ApprovalError, match=r"Mia@example\.com imported judgements"):
+            approve(MODEL, version, actor, "good", desk=desk, office=office)
+    _now_i_am(monkeypatch, "mia@laptop")
+    with pytest.raises(ApprovalError, match="imported judgements"):
+        approve(MODEL, version, "invented", "good", office=office)
+    assert approve(MODEL, version, "max", "good", desk=SIGNED_IN, office=office) is State.APPROVED

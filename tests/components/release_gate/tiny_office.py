@@ -34,6 +34,7 @@ def judge_weights(
     approvals: int = 0,
     command_line: bool = False,
     raters: tuple[str, ...] = (),
+    importers: tuple[str, ...] = (),
     evidence_at: str = "",
     **extra: str,
 ) -> str:
@@ -46,7 +47,8 @@ def judge_weights(
     champion = view.digest(view.champion) if view.champion else ""
     digests = {"candidate": artifact.digest, "champion": champion, "policy": "p", "evidence": "e", **extra}
     policy = make_policy(release={"approvals_required": approvals, "command_line_may_approve": command_line})
-    judged = JudgedRelease(verdict, "because", digests, policy, "pipeline", raters=raters, evidence_at=evidence_at)
+    who = {"raters": raters, "importers": importers}
+    judged = JudgedRelease(verdict, "because", digests, policy, "pipeline", **who, evidence_at=evidence_at)
     version = register(office, MODEL, artifact, judged)
     record_verdict(office, MODEL, version, judged)
     return version

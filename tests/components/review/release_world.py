@@ -17,6 +17,7 @@ from components.shared.files import read_json, read_jsonl, write_json, write_jso
 
 __all__ = ["MODEL", "judge_release"]
 
+_IMPORTER: str | None = None
 _RATERS = [f"rater-{number}" for number in range(4)]
 
 
@@ -55,6 +56,9 @@ def judge_release(
 def _put_words_in(path: Path, texts: Sequence[str], rationale: str) -> None:
     artifact = read_artifact(path, "human_evidence")
     statistics = read_json(artifact.file("statistics.json"))
+    if _IMPORTER:
+        file = {"source": "labels.json", "digest": "f" * 64, "labels": 9, "judgements": 9}
+        statistics["imports"] = [{"actor": _IMPORTER, "created_at": "2026-01-01T00:00:00+00:00", **file}]
     outcomes = list(read_jsonl(artifact.file("outcomes.jsonl")))
     main = [row for row in outcomes if row["comparison"] == "candidate_vs_reference"]
     items = [_item(number, row, texts) for number, row in enumerate(main)]
@@ -101,4 +105,5 @@ def _judgement(number: int, item_id: str, rater: str, rationale: str) -> dict[st
         "rationale": rationale,
         "supersedes": None,
         "created_at": "2026-01-01T00:00:00+00:00",
+        "imported_by": _IMPORTER,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from review_world import Client, make_service, open_batch
 
 from components.human_eval.database import EvidenceDatabase
+from components.human_eval.imports import find_imports
 from components.human_eval.rater_quality import preferred
 
 Label = Callable[[dict[str, Any], str, dict[str, Any]], None]
@@ -124,3 +126,50 @@ def test_the_labelling_interface_names_every_question(database_url: str) -> None
     config = Client(make_service(database_url), "mia").get("/api/v1/label-studio-config").text
     for name in ("choice", "flags_a", "flags_b", "rationale", "rubric_helpful", "rubric_style"):
         assert f'name="{name}"' in config
+
+
+def test_who_imports_is_recorded_and_shown(database: EvidenceDatabase, database_url: str) -> None:
+    batch, mia = open_batch(database, n_pairs=2), Client(make_service(database_url), "mia")
+    tasks = mia.get(f"/api/v1/batches/{batch}/export?format=label-studio").json()
+    for task in tasks:
+        _label_studio(task, "made-up@example.com", {"choice": "a"})
+    content = json.dumps(tasks).encode()
+    mia.form(f"/batches/{batch}/import", {}, files={"file": ("la<b>els.json", content, "application/json")})
+    (found,) = find_imports(database, batch).values()
+    assert (found.actor, found.source, found.labels) == ("mia", "la<b>els.json", 2)
+    assert found.digest == hashlib.sha256(content).hexdigest()
+    assert {judgement.import_id for judgement in database.judgements(batch)} == {found.import_id}
+    page = mia.get(f"/batches/{batch}").text
+    assert "la&lt;b&gt;els.json" in page
+    assert found.digest[:16] in page
+    (told,) = mia.get(f"/api/v1/batches/{batch}/report").json()["imports"]
+    assert (told["actor"], told["judgements"]) == ("mia", 2)
+
+
+def test_the_digest_of_what_a_program_sends_is_that_of_its_bytes(database: EvidenceDatabase, database_url: str) -> None:
+    batch, mia = open_batch(database, n_pairs=1), Client(make_service(database_url), "mia")
+    content = json.dumps(mia.get(f"/api/v1/batches/{batch}/export?format=argilla").json(), indent=3).encode()
+    headers = {"X-Form-Token": mia.token, "content-type": "application/json"}
+    assert mia.http.post(f"/api/v1/batches/{batch}/import", content=content, headers=headers).status_code == 200
+    (found,) = find_imports(database, batch).values()
+    assert (found.source, found.digest) == ("API", hashlib.sha256(content).hexdigest())
+
+
+def test_a_program_stays_one_when_its_labels_are_imported(database: EvidenceDatabase, database_url: str) -> None:
+    batch, mia = open_batch(database, n_pairs=1), Client(make_service(database_url), "mia")
+    (task,) = mia.get(f"/api/v1/batches/{batch}/export?format=label-studio").json()
+    _label_studio(task, "SIM", {"choice": "a"})
+    assert mia.post(f"/api/v1/batches/{batch}/import", [task]).json()["stored"] == 1
+    assert [judgement.rater_kind for judgement in database.judgements(batch)] == ["simulated"]
+
+
+def test_of_a_file_that_cannot_be_read_to_its_end_nothing_is_taken(
+    database: EvidenceDatabase, database_url: str
+) -> None:
+    batch, mia = open_batch(database, n_pairs=2), Client(make_service(database_url), "mia")
+    tasks = mia.get(f"/api/v1/batches/{batch}/export?format=label-studio").json()
+    _label_studio(tasks[0], "ann", {"choice": "a"})
+    for broken in ({"text": "x"}, {"data": {}, "annotations": ["x"]}, {"fields": {}, "responses": {"choice": "a"}}):
+        assert mia.post(f"/api/v1/batches/{batch}/import", [tasks[0], broken]).status_code == 422
+    assert database.judgements(batch) == []
+    assert find_imports(database, batch) == {}

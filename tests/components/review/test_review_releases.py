@@ -241,3 +241,23 @@ def test_a_policy_may_let_raters_approve_and_says_that_it_is_looser(
     assert "may approve" in str(found["decision"]["policy"]["looser_than_production"])
     path = f"/api/v1/models/{MODEL}/releases/{version}/approve"
     assert mia.post(path, {"reason": "good", "binding": found["binding"]}).status_code == 200
+
+
+def test_who_imported_judgements_is_on_the_page_and_does_not_approve(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mia, moe, _ = _clients(database_url)
+    monkeypatch.setattr("release_world._IMPORTER", "mia")
+    policy = tmp_path / "small-team.yaml"  # raters may approve; whoever made up raters may still not
+    policy.write_text("extends: production\nname: small-team\nversion: 1\nrelease: {raters_may_approve: true}\n")
+    version = judge_release(tmp_path / "imported", weights="imported", actor_policy=str(policy))
+    page = mia.get(f"/releases/{MODEL}/{version}").text
+    assert "Labels from other tools" in page
+    assert "You imported judgements that this release rests on" in page
+    assert "Approve version" not in page
+    assert _release(mia, version)["importers"] == ["mia"]
+    body = {"reason": "good", "binding": _release(mia, version)["binding"]}
+    refused = mia.post(f"/api/v1/models/{MODEL}/releases/{version}/approve", body)
+    assert refused.status_code == 409
+    assert "mia imported judgements" in refused.json()["error"]["problem"]
+    assert moe.post(f"/api/v1/models/{MODEL}/releases/{version}/approve", body).status_code == 200
