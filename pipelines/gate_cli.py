@@ -54,7 +54,7 @@ def history(model: str, workspace: str, as_json: bool) -> None:
 @workspace_option
 @json_option
 def verify(model: str, workspace: str, as_json: bool) -> None:
-    """Replay MODEL's ledger: hashes, legal moves, and the head that is anchored outside the database."""
+    """Replay MODEL's ledger: hashes, legal moves, approvals, and the head that is anchored outside the database."""
     result = _with_gate(workspace, lambda gate: gate.verify(model))
     if as_json:
         print_json(result)
@@ -79,7 +79,8 @@ def audit(model: str, workspace: str, as_json: bool) -> None:
         print_json(found)
     else:
         columns = ["sequence", "time", "version", "recorded", "again", "problem"]
-        print_table(columns, [[one[column] for column in columns] for one in found["verdicts"]])
+        rows = [[*(one[column] for column in columns), ", ".join(one["imported_by"])] for one in found["verdicts"]]
+        print_table([*columns, "votes imported by"], rows)
         intact = "intact" if found["ledger"]["ok"] else f"NOT INTACT: {' '.join(found['ledger']['problems'])}"
         click.echo(
             f"{model}: the ledger is {intact}; {sum(v['ok'] for v in found['verdicts'])} of "

@@ -89,12 +89,13 @@ def replay_policy(policy: str, model: str, *, workspace: str = "runs") -> dict[s
 def audit_model(model: str, *, workspace: str = "runs") -> dict[str, Any]:
     """Proves a model's past from its ledger and dossiers alone: is the ledger intact, and do the verdicts follow?
 
-    Each verdict's evidence is checked against the digests on the ledger and judged again by the thresholds of its day.
+    Each verdict's evidence is checked against the digests on the ledger and judged again by the thresholds of its day;
+    so is what the ledger says of its approvals: how many, how, and who may not give one.
 
     Returns:
-        `ledger` (as `plumbline verify`), `verdicts` (`sequence`, `time`, `version`, `run`, `recorded`, `again`, `ok`,
-        `problem`; one that cannot be judged again has a problem and is not ok), and `ok`: the ledger is intact and
-        every verdict follows from its evidence.
+        `ledger` (as `plumbline verify`), `verdicts` (`sequence`, `time`, `version`, `run`, `recorded`, `again`,
+        `imported_by`, `ok`, `problem`; one that cannot be judged again has a problem and is not ok), and `ok`: the
+        ledger is intact and every verdict follows from its evidence.
 
     Raises:
         InputError: The ledger does not know the model.
@@ -120,6 +121,7 @@ def audit_model(model: str, *, workspace: str = "runs") -> dict[str, Any]:
 
 def _audited(registry: Any, entry: Any) -> dict[str, Any]:
     told = {"sequence": entry.sequence, "time": entry.time, "version": entry.version, "recorded": entry.data["verdict"]}
+    told["imported_by"] = entry.data.get("importers", [])
     try:
         past = rehearsal.open_kept_decision(registry, entry)
     except PlumblineError as error:
@@ -132,6 +134,7 @@ def _audited(registry: Any, entry: Any) -> dict[str, Any]:
     problem = found["problem"]
     if problem is None and found["verdict"] != told["recorded"]:
         problem = f"Its evidence says {found['verdict']} today: {' '.join(found['reasons'][:1])}"
+    problem = problem or " ".join(rehearsal.broken_terms(past, entry)) or None
     return told | {"again": found["verdict"], "ok": problem is None, "problem": problem}
 
 

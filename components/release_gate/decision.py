@@ -14,10 +14,10 @@ from components.release_gate.overoptimization import measure_overoptimization
 from components.release_gate.policy import PRODUCTION, load_policy_file
 from components.release_gate.releases import JudgedRelease, binding_of
 from components.release_gate.subject import BASELINE_NOT_CHECKED, Subject
+from components.release_gate.terms import importers_of, people_of
 from components.release_gate.verdict import Judgement, Verdict
 from components.shared.errors import PlumblineError
 from components.shared.files import digest_of
-from components.shared.pseudonyms import is_pseudonym
 from components.shared.tracking import pipeline_run
 
 __all__ = ["decision_of", "judged_release"]
@@ -29,6 +29,7 @@ _PEOPLES_WORD = "human_preference.reference"
 
 def judged_release(case: Case, subject: Subject, judgement: Judgement, *, actor: str) -> JudgedRelease:
     """What the ledger records of a verdict."""
+    judgements = case.human.tables.get("judgements.jsonl") or []
     return JudgedRelease(
         judgement.verdict,
         _in_short(judgement),
@@ -38,8 +39,8 @@ def judged_release(case: Case, subject: Subject, judgement: Judgement, *, actor:
         digest_of([criterion.as_dict() for criterion in judgement.criteria]),
         baseline=subject.baseline or "",
         seed=case.seed,
-        raters=_people(case),
-        importers=_importers(case),
+        raters=tuple(sorted(people_of(judgements))),
+        importers=tuple(sorted(importers_of(judgements))),
         win_rate=_win_rate(judgement.criteria),
         evidence_at=case.human.finished_at,
     )
@@ -77,19 +78,6 @@ def _offer(case: Case, judgement: Judgement) -> Offer | None:
     if case.live or judgement.verdict not in (Verdict.BLOCK, Verdict.HOLD):
         return None
     return offer_checkpoint(case, judgement.criteria, run=pipeline_run())
-
-
-def _people(case: Case) -> tuple[str, ...]:
-    """Pseudonyms that the review service made of people's logins; other names cannot be traced to an approver."""
-    rows = case.human.tables.get("judgements.jsonl") or []
-    found = {str(row.get("rater")) for row in rows if row.get("rater_kind") == "human"}
-    return tuple(sorted(rater for rater in found if is_pseudonym(rater)))
-
-
-def _importers(case: Case) -> tuple[str, ...]:
-    """Logins of those who brought judgements in from another tool, under names that nobody else vouches for."""
-    rows = case.human.tables.get("judgements.jsonl") or []
-    return tuple(sorted({str(row["imported_by"]) for row in rows if row.get("imported_by")}))
 
 
 def _divergence(case: Case) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from components.release_gate import approvals, office, promotion
 from components.release_gate.drill import run_drill
 from components.release_gate.promotion import Outcome
+from components.release_gate.rehearsal import cleared_on_other_terms
 from components.release_gate.states import Event, State
 from components.shared.errors import InputError
 from components.shared.review_key import ReviewKey
@@ -44,6 +45,9 @@ def history(model: str) -> list[dict[str, Any]]:
 def verify(model: str) -> dict[str, Any]:
     """Replays a model's ledger: `ok`, `entries`, `head` (sequence and hash), `problems`.
 
+    Of each release that was cleared, the approvals that its verdict asked for are compared with the policy and the
+    evidence that were kept beside the version.
+
     Raises:
         InputError: Neither the ledger nor its anchors know the model.
     """
@@ -51,8 +55,9 @@ def verify(model: str) -> dict[str, Any]:
     report = office.verify(model, office=opened)
     if not report.entries and report.sound:  # had it been wiped, the anchors would know
         _require_known(opened, model)
+    problems = report.problems + cleared_on_other_terms(opened.registry, opened.ledger.view(model))
     head = {"sequence": report.head[0], "hash": report.head[1]}
-    return {"ok": report.sound, "entries": report.entries, "head": head, "problems": report.problems}
+    return {"ok": not problems, "entries": report.entries, "head": head, "problems": problems}
 
 
 def repair(model: str) -> dict[str, Any]:

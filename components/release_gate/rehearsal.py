@@ -9,6 +9,7 @@ from a newer gate is not taken for one of the policy.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +18,14 @@ from typing import Any
 
 from components.release_gate.criteria import judge_all
 from components.release_gate.dossier import open_dossier
-from components.release_gate.entries import Entry
+from components.release_gate.entries import Entry, LedgerView
 from components.release_gate.evidence import Case, Source, read_source
 from components.release_gate.findings import Criterion, Finding
 from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_file
 from components.release_gate.provenance import check_provenance
 from components.release_gate.registry import Registry
 from components.release_gate.states import Event
+from components.release_gate.terms import term_problems
 from components.release_gate.verdict import Judgement, decide
 from components.shared.artifacts import MANIFEST, read_artifact
 from components.shared.errors import ArtifactError, InputError
@@ -32,7 +34,9 @@ from components.shared.settings import parse_settings
 
 __all__ = [
     "PastDecision",
+    "broken_terms",
     "check_policy",
+    "cleared_on_other_terms",
     "index_artifacts",
     "is_verdict",
     "open_kept_decision",
@@ -40,6 +44,8 @@ __all__ = [
     "rehearse",
     "replay",
 ]
+
+_logger = logging.getLogger(__name__)
 
 _SOURCES = {
     "evaluation": "evaluation",
@@ -184,6 +190,31 @@ def open_kept_decision(registry: Registry, entry: Entry) -> PastDecision:
         missing=missing,
         seed=entry.data.get("seed", 0),
     )
+
+
+def broken_terms(past: PastDecision, entry: Entry) -> list[str]:
+    """What a verdict's ledger entry says of its approvals that its policy and its evidence do not; empty if nothing."""
+    read = past.sources["human_evidence"]
+    if past.own_policy is None or isinstance(read, str):
+        return []
+    return term_problems(entry.data, past.own_policy.release, read().tables.get("judgements.jsonl") or [])
+
+
+def cleared_on_other_terms(registry: Registry, view: LedgerView) -> list[str]:
+    """Releases that were cleared on terms which their policy and evidence do not have, as far as a dossier was kept."""
+    problems, asked = [], {}
+    for entry in view.entries:
+        if entry.event == Event.AWAIT_APPROVAL and is_verdict(entry):
+            asked[entry.version] = entry
+        elif entry.event == Event.CLEAR and entry.version in asked:
+            verdict = asked.pop(entry.version)
+            try:
+                found = broken_terms(open_kept_decision(registry, verdict), verdict)
+            except ArtifactError as error:  # the audit names it; it was so before there were dossiers
+                _logger.info("The terms of entry %d cannot be checked: %s", verdict.sequence, error)
+                continue
+            problems += [f"entry {verdict.sequence}: {problem}" for problem in found]
+    return problems
 
 
 def rehearse(past: PastDecision, policy: GatePolicy) -> dict[str, Any]:

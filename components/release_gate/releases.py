@@ -14,6 +14,7 @@ from components.release_gate.entries import LedgerView, Move
 from components.release_gate.office import Office
 from components.release_gate.policy import GatePolicy
 from components.release_gate.states import Event, State, is_live
+from components.release_gate.terms import terms_of
 from components.release_gate.verdict import Verdict
 from components.shared.artifacts import Artifact
 from components.shared.files import digest_of
@@ -199,17 +200,14 @@ def _move(version: str, event: Event, judged: JudgedRelease, key: str = "") -> M
         "verdict": str(judged.verdict),
         "binding": judged.binding,
         "policy": f"{judged.policy.name} {judged.policy.version}",
-        "approvals_required": judged.policy.release.approvals_required,
         "approval_key": key,
-        "command_line_may_approve": judged.policy.release.command_line_may_approve,
+        **terms_of(judged.policy.release, judged.raters, judged.importers),
         "expires_at": expires.isoformat(),
         "champion": judged.digests.get("champion", ""),
         "criteria": judged.criteria,
         "baseline": judged.baseline,
         "seed": judged.seed,
         "run": pipeline_run(),
-        "raters": [] if judged.policy.release.raters_may_approve else list(judged.raters),
-        "importers": list(judged.importers),
         "win_rate": judged.win_rate,
         "evidence_at": _not_after_now(judged.evidence_at),
     }

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,10 +15,14 @@ sys.path.append(str(Path(__file__).parents[1] / "components" / "release_gate"))
 
 from tiny_release import MODEL, make_evidence
 
+from components.release_gate.entries import Entry, Move
+from components.release_gate.office import open_office
 from components.release_gate.stage import run_gate
+from components.release_gate.states import Event
 from components.shared.artifacts import content_digest
 from components.shared.errors import InputError
 from components.shared.files import sha256_file, write_json
+from components.shared.review_key import ReviewKey
 from pipelines.cli import cli
 from pipelines.rehearsals import audit_model, replay_policy, try_policy
 
@@ -150,3 +155,51 @@ def test_a_policy_that_is_not_valid_ends_with_its_path(workspace: str, tmp_path:
     told = CliRunner().invoke(cli, ["policy", "check", str(tmp_path / "p.yaml")])
     assert isinstance(told.exception, InputError)
     assert "kl.max_nats_per_sequence" in str(told.exception)
+
+
+@pytest.fixture
+def asked_for(workspace: str, tmp_path: Path) -> Entry:
+    """A verdict that asks two people for their approval, of whom one rated."""
+    policy = tmp_path / "people.yaml"
+    rules = "release: {approvals_required: 2, command_line_may_approve: false}"
+    policy.write_text(f"extends: demo\nname: people\nversion: 1\n{rules}\n")
+    rated = [{"judgement_id": "j", "rater": ReviewKey("a secret").pseudonym("eve"), "rater_kind": "human"}]
+    evidence = make_evidence(tmp_path / "asked", weights="asked", edits={"judgements.jsonl": lambda _: rated})
+    arguments = {"output": str(tmp_path / "asked-decision"), "mode": "candidate", "policy": str(policy), "seed": 0}
+    version = run_gate(**evidence.as_arguments(**arguments, model_name=MODEL))["version"]
+    asked = open_office().ledger.view(MODEL).last(version, Event.AWAIT_APPROVAL)
+    assert asked is not None
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"approvals_required": 0}, "approvals needed: 0; by its policy and evidence: 2"),
+        (
+            {"command_line_may_approve": True},
+            "of the command line count: yes; by its policy and evidence: no",
+        ),
+        ({"raters": []}, "raters who may not approve: none; by its policy and evidence: rater-"),
+        ({"importers": ["max"]}, "importers who may not approve: max; by its policy and evidence: none"),
+    ],
+)
+def test_terms_that_its_policy_does_not_have_are_told_by_audit_and_verify(
+    workspace: str, asked_for: Entry, terms: dict[str, Any], words: str
+) -> None:
+    """Somebody adds rows to the ledger, rightly chained and anchored: the same verdict, cleared on terms of his own."""
+    assert audit_model(MODEL, workspace=workspace)["ok"]
+    version, forged = asked_for.version, asked_for.data | {"approvals_required": 0} | terms
+    moves = [
+        Move(version, Event.COLLECT, "gate", "again"),
+        Move(version, Event.AWAIT_APPROVAL, "gate", "good", asked_for.evidence_digests, forged),
+        Move(version, Event.CLEAR, "gate", "enough", details={"binding": forged["binding"]}),
+    ]
+    _, added = open_office().record(MODEL, lambda _: moves)
+    audited = audit_model(MODEL, workspace=workspace)
+    assert not audited["ok"]
+    assert words in audited["verdicts"][-1]["problem"]
+    told = CliRunner().invoke(cli, ["verify", MODEL, "--workspace", workspace, "--json"])
+    assert told.exit_code == 1
+    problems = json.loads(told.output)["problems"]
+    assert any(f"entry {added[1].sequence}: " in one and words in one for one in problems), problems
