@@ -80,17 +80,18 @@ class Observer:
                 self.seen.append(step)
                 self._steps[identity] = step
                 if waits := self._preempt_after.get(step.stage):
-                    arguments = (container, step, waits.pop(0))
+                    told = self._progress.stat().st_size if self._progress.exists() else 0
+                    arguments = (container, step, waits.pop(0), told)
                     threading.Thread(target=self._preempt, args=arguments, daemon=True).start()
             else:
                 step = self._steps[identity]
                 step.exit_code = int(event["Actor"]["Attributes"]["exitCode"])
                 step.seconds += event["timeNano"] / 1e9
 
-    def _preempt(self, container: Any, step: StepSeen, wait: float) -> None:
+    def _preempt(self, container: Any, step: StepSeen, wait: float, told: int) -> None:
         """What the kubelet does: SIGTERM, a grace, SIGKILL."""
         due = time.monotonic() + wait
-        while time.monotonic() < due and not self._is_half_through():
+        while time.monotonic() < due and not self._is_half_through(told):
             time.sleep(0.1)
         for name, grace in (("SIGTERM", GRACE_SECONDS), ("SIGKILL", 0.0)):
             try:
@@ -104,14 +105,16 @@ class Observer:
             if step.exit_code is not None:
                 return
 
-    def _is_half_through(self) -> bool:
-        """Whether the step that runs has done half of what it counts; steps run one after the other."""
-        for line in reversed(self._progress.read_text().splitlines()):
+    def _is_half_through(self, told: int) -> bool:
+        """Whether the step that runs has done half of what it counts; steps run one after the other.
+
+        What the `told` bytes say that were there when it started is of the steps before it: who took their last line
+        for this step's would send SIGTERM to a first process that has not begun to listen, and the kernel drops it.
+        """
+        for line in reversed(self._progress.read_bytes()[told:].decode().splitlines()):
             event = json.loads(line) if line.endswith("}") else {"event": "half-written"}
             if event["event"] == "progress":
                 return event["done"] * 2 >= event["total"]
-            if event["event"] == "started":
-                return False
         return False
 
 
