@@ -13,6 +13,8 @@ import subprocess
 import sys
 
 _SHELLS = {"sh", "dash", "bash"}
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127
+"""Exit statuses by which a shell tells why a program did not start."""
 
 
 def _workers(pid: int) -> list[int]:
@@ -27,10 +29,17 @@ def _workers(pid: int) -> list[int]:
 
 
 def main() -> int:
-    """Entry point; returns the exit status, 128 + n for a signal."""
+    """Entry point; returns the exit status: 128 + n for a signal, 126 or 127 where the program does not start."""
+    if len(sys.argv) < 2:
+        return _refuse("no command is given.", _NOT_FOUND)
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # what comes before it can be passed on waits
-    child = subprocess.Popen(sys.argv[1:], preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals))
+    try:
+        child = subprocess.Popen(sys.argv[1:], preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals))
+    except FileNotFoundError:
+        return _refuse(f"there is no command {sys.argv[1]!r} in this image, or its interpreter is missing.", _NOT_FOUND)
+    except OSError as error:  # no right to execute it, a folder, another machine's program
+        return _refuse(f"{sys.argv[1]!r} cannot be executed: {error.strerror}.", _NOT_EXECUTABLE)
 
     def pass_on(number: int, _: object) -> None:
         for worker in _workers(child.pid):
@@ -45,6 +54,11 @@ def main() -> int:
         if pid == child.pid:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
+
+
+def _refuse(problem: str, status: int) -> int:
+    sys.stderr.write(f"entrypoint: {problem}\n")
+    return status
 
 
 if __name__ == "__main__":
