@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,26 +31,24 @@ from typing import Any
 
 import psutil
 
+from components.shared.artifacts import MANIFEST
 from components.shared.errors import InputError, PlumblineError, error_like
-from components.shared.files import digest_of, read_json, write_json
+from components.shared.files import digest_of, read_json, sha256_file, write_json
 from components.shared.hf_checkpoints import CHECKPOINTS_VARIABLE
 from components.shared.progress import PROGRESS_VARIABLE
 from components.shared.termination import graceful_termination
-from components.shared.trainjob import (
-    Cluster,
-    TrainJobError,
-    TrainJobSettings,
-    run_train_job,
-    step_environment,
-    step_pod,
-    train_job,
-)
+from components.shared.trainjob import TrainJobSettings, step_environment, step_pod, train_job
+from components.shared.trainjob_run import Cluster, TrainJobError, TrainJobRun
 
 __all__ = ["Stage", "is_launched", "launch", "launch_on_nodes", "launched", "main"]
 
 _logger = logging.getLogger(__name__)
 
 _OUTCOME = ".outcome.json"
+_PLACES = "trainjobs"
+_LEFT_SECONDS = 7 * 86_400
+_APPEARS_SECONDS = 60.0
+"""How long a file of another machine may stay unseen: the attribute cache of NFS."""
 _NODE_LAUNCHER = ("python3", "-m", "torch.distributed.run", "--module")
 """Each node's; Kubeflow Trainer tells torch's launcher the rest by its `PET_` variables."""
 
@@ -173,33 +172,70 @@ def launch_on_nodes(
     """
     if not Path(settings.folder).is_dir():
         raise InputError("is no folder here.", where=settings.folder, hint=f"Mount the claim {settings.claim} there.")
-    name = f"plumbline-{stage.name.replace('_', '-')}-{digest_of(arguments)[:8]}-{uuid.uuid4().hex[:6]}"
-    place = Path(settings.folder) / "trainjobs" / name
+    name = _job_name(stage, arguments)
+    place = Path(settings.folder) / _PLACES / name
+    file = place / "arguments.json"
+    job = train_job(
+        name, settings, _node_command(stage, file), environment=_node_environment(settings), owner=step_pod()
+    )
+    run = TrainJobRun(job, cluster=cluster)
+    outcome = file.with_suffix(_OUTCOME)
+
+    def prepare() -> bool:
+        if _has_result(outcome):
+            _logger.warning("%s has ended in an earlier try; its result is taken.", name)
+            return False
+        _remove(place)
+        _sweep(place.parent, older_than=settings.timeout_seconds + _LEFT_SECONDS)
+        _lay_out(stage, arguments, settings, place)
+        return True
+
     try:
-        file = _lay_out(stage, arguments, settings, place)
-        environment = step_environment()
-        environment.pop(PROGRESS_VARIABLE, None)  # a file of this machine
-        if not environment.get(CHECKPOINTS_VARIABLE):
-            environment[CHECKPOINTS_VARIABLE] = f"{settings.folder}/checkpoints"
-        command = [*_NODE_LAUNCHER, stage.module, str(file)]
-        job = train_job(name, settings, command, environment=environment, owner=step_pod())
-        outcome = file.with_suffix(_OUTCOME)
         try:
-            run_train_job(job, cluster=cluster)
+            run.follow(prepare)
         except TrainJobError as error:
             if not outcome.is_file():
                 raise
             _logger.warning("%s What the training itself said is taken.", error)
-        result = _read_outcome(outcome)  # or the stage's own error
+        result = _read_outcome(_appeared(outcome))  # or the stage's own error
         for output in stage.outputs:
             shutil.copytree(place / output, arguments[output], dirs_exist_ok=True)
         return result
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if run.is_gone:
+            _remove(place)
+        elif place.is_dir():
+            _logger.warning("%s is left: nodes may still write there. A retry of the step takes it up.", place)
 
 
-def _lay_out(stage: Stage, arguments: Mapping[str, Any], settings: TrainJobSettings, place: Path) -> Path:
-    """Copies the inputs to where every node sees them; returns the file of arguments for the nodes."""
+def _job_name(stage: Stage, arguments: Mapping[str, Any]) -> str:
+    """Of this very piece of work of this run: a retry of the step comes to the same. Without a run each is new.
+
+    Outputs are no part of it: a step that is made anew gets other places for them. Inputs are told by what they hold.
+    """
+    known = {name: value for name, value in arguments.items() if name not in stage.outputs}
+    for name in stage.inputs:
+        manifest = Path(arguments[name] or "") / MANIFEST
+        if arguments[name] and manifest.is_file():
+            known[name] = sha256_file(manifest)
+    run = os.environ.get("PLUMBLINE_RUN_ID") or uuid.uuid4().hex
+    return f"plumbline-{stage.name.replace('_', '-')}-{digest_of([run, known])[:12]}"
+
+
+def _node_command(stage: Stage, file: Path) -> list[str]:
+    return [*_NODE_LAUNCHER, stage.module, str(file)]
+
+
+def _node_environment(settings: TrainJobSettings) -> dict[str, str]:
+    environment = step_environment()
+    environment.pop(PROGRESS_VARIABLE, None)  # a file of this machine
+    if not environment.get(CHECKPOINTS_VARIABLE):
+        environment[CHECKPOINTS_VARIABLE] = f"{settings.folder}/checkpoints"
+    return environment
+
+
+def _lay_out(stage: Stage, arguments: Mapping[str, Any], settings: TrainJobSettings, place: Path) -> None:
+    """Copies the inputs to where every node sees them, and writes the arguments for the nodes."""
     inputs = [name for name in stage.inputs if arguments[name]]
     for name in inputs:
         shutil.copytree(arguments[name], place / name)
@@ -207,7 +243,43 @@ def _lay_out(stage: Stage, arguments: Mapping[str, Any], settings: TrainJobSetti
     there = {name: str(place / name) for name in (*inputs, *stage.outputs)}
     mine = {**arguments["settings"], "trainjob": None, "processes": world}
     write_json(place / "arguments.json", {**arguments, **there, "settings": mine})
-    return place / "arguments.json"
+
+
+def _has_result(outcome: Path) -> bool:
+    """Whether the stage ended well; an error that it told belongs to the try that met it."""
+    return outcome.is_file() and "result" in read_json(outcome)
+
+
+def _appeared(outcome: Path) -> Path:
+    """The outcome, once it is to be seen: a network's file system may tell of another machine's file a while later.
+
+    Raises:
+        PlumblineError: There is none.
+    """
+    until = time.monotonic() + _APPEARS_SECONDS
+    while not outcome.is_file():
+        if time.monotonic() > until:
+            raise PlumblineError(
+                "the nodes ended well and told nothing.",
+                where=str(outcome),
+                hint="Do step and nodes mount the same folder? `trainjob.claim`, `folder` and `sub_path` say which.",
+            )
+        time.sleep(1.0)
+        os.listdir(outcome.parent)  # looks anew
+    return outcome
+
+
+def _sweep(places: Path, *, older_than: float) -> None:
+    """Removes folders of jobs that were cancelled faster than their nodes ended, and that nobody came back for."""
+    for begun in places.glob("plumbline-*/arguments.json"):
+        if time.time() - begun.stat().st_mtime > older_than:
+            _remove(begun.parent)
+
+
+def _remove(place: Path) -> None:
+    """Removes a job's folder, the outcome first: what is left of a removal that was cut short is no result."""
+    (place / "arguments").with_suffix(_OUTCOME).unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def main(stage: Stage, arguments_file: str) -> None:

@@ -1,61 +1,44 @@
-"""A training step hands itself to Kubeflow Trainer: the same entry point, on several nodes.
+"""What a TrainJob of Kubeflow Trainer is: a training step's own entry point, on several nodes.
 
-    create the TrainJob > follow its log > wait for its end > its files are where it wrote them, in a shared folder
-
-The step's pod stays and watches, so that the run ends as the training ends. SIGTERM deletes the TrainJob; should the
-pod be deleted, the owner reference makes Kubernetes delete the job too. The API is the cluster's own, by the account of
-the pod; `k8s/base/rbac.yaml` gives that account what is used here and no more.
+The settings, the object that they make, and what of the step's environment its nodes get; `trainjob_run` makes it and
+follows it.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from components.shared.errors import InputError, PlumblineError
+from components.shared.errors import InputError
 from components.shared.settings import StrictModel
-from components.shared.termination import graceful_termination
 
 __all__ = [
-    "Cluster",
+    "GRACE_SECONDS",
+    "GROUP",
+    "NODE",
+    "VERSION",
     "Toleration",
-    "TrainJobError",
     "TrainJobSettings",
-    "run_train_job",
     "step_environment",
     "step_pod",
     "train_job",
 ]
 
-_logger = logging.getLogger(__name__)
-
-_GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
-_MANAGER = "plumbline.dev/step"
-_CONTAINER = "node"
+GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
+NODE = "node"
 """Name of the trainer's replicated job and of its container in Kubeflow Trainer's runtimes."""
+GRACE_SECONDS = 60
+"""From a pod's SIGTERM to its SIGKILL; of these, torch's launcher gives its processes 30 to save."""
+_MANAGER = "plumbline.dev/step"
 _PRIORITY_LABEL = "plumbline.dev/priority-class"
 """No patch can set a pod's priority class; an admission policy of the cluster may read it from this label."""
-_GRACE_SECONDS = 60
-"""From a pod's SIGTERM to its SIGKILL; of these, torch's launcher gives its processes 30 to save."""
-_WATCH_SECONDS = 60
-_ANSWER_SECONDS = 20.0
-"""A server that takes a connection and says nothing is away."""
-_DELETE_SECONDS = 20.0
-"""Less than what a pod that is told to end is given."""
-_PATIENCE_SECONDS = 300.0
-"""How long the API server may be away before the step gives up following; the job itself goes on and is deleted."""
 _PASSED_ON = re.compile(r"^(MLFLOW|PLUMBLINE|AWS|HF|NCCL|GLOO)_")
 _NOT_BY_VALUE = re.compile(r"PASSWORD|SECRET|TOKEN|KEY|COOKIE|DSN|DATABASE_URL|WEBHOOK|USERNAME")
 _WITH_LOGIN = re.compile(r"://[^/@]*@")
-
 
 _SECRETS = {
     "MLFLOW_TRACKING_USERNAME": "plumbline-mlflow",
@@ -63,10 +46,6 @@ _SECRETS = {
     "AWS_ACCESS_KEY_ID": "plumbline-object-store",
     "AWS_SECRET_ACCESS_KEY": "plumbline-object-store",
 }
-
-
-class TrainJobError(PlumblineError):
-    """The TrainJob could not be made, failed, or was lost sight of."""
 
 
 class Toleration(StrictModel):
@@ -135,31 +114,6 @@ class TrainJobSettings(StrictModel):
     timeout_seconds: int = Field(default=172_800, ge=60)
 
 
-class Cluster(Protocol):
-    """The part of the Kubernetes API that is used: `kubernetes.client`'s two classes, in one namespace."""
-
-    namespace: str
-    objects: Any
-    pods: Any
-
-
-class _InCluster:
-    def __init__(self) -> None:
-        from kubernetes import client, config
-
-        try:
-            config.load_incluster_config()
-        except config.ConfigException as error:
-            raise TrainJobError(
-                f"this is no pod of a cluster: {error}.",
-                where="trainjob",
-                hint="Leave `trainjob` out of the settings to train in the step itself.",
-            ) from error
-        with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as file:
-            self.namespace = file.read().strip()
-        self.objects, self.pods = client.CustomObjectsApi(), client.CoreV1Api()
-
-
 def train_job(
     name: str,
     settings: TrainJobSettings,
@@ -198,11 +152,11 @@ def train_job(
     if settings.gpus_per_node:
         amounts["nvidia.com/gpu"] = str(settings.gpus_per_node)
     return {
-        "apiVersion": f"{_GROUP}/{_VERSION}",
+        "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
         "metadata": metadata,
         "spec": {
-            "runtimeRef": {"apiGroup": _GROUP, "kind": settings.runtime_kind, "name": settings.runtime},
+            "runtimeRef": {"apiGroup": GROUP, "kind": settings.runtime_kind, "name": settings.runtime},
             "activeDeadlineSeconds": settings.timeout_seconds,
             "trainer": {
                 "image": settings.image,
@@ -215,32 +169,6 @@ def train_job(
             "runtimePatches": [_patch(settings)],
         },
     }
-
-
-def run_train_job(job: dict[str, Any], *, cluster: Cluster | None = None, patience: float = _PATIENCE_SECONDS) -> None:
-    """Creates the job, follows it to its end, and takes it away.
-
-    Args:
-        job: See `train_job`. One of this name that is there already is followed: the answer to its creation was lost.
-        cluster: The cluster's API; that of this pod if None.
-        patience: Seconds that the API server may be away.
-
-    Raises:
-        TrainJobError: The API refused, the job failed, or it was deleted by somebody else.
-        SystemExit: 143 after SIGTERM, once the job is deleted.
-    """
-    cluster = cluster or _InCluster()
-    name = job["metadata"]["name"]
-    with graceful_termination() as termination:
-        try:
-            _create(cluster, job, patience)
-            with _followed_log(cluster, name):
-                _await_end(cluster, name, patience)
-        finally:
-            termination.deferred = True  # a second signal must not keep the job from being deleted
-            _delete(cluster, name)
-            if termination.requested:
-                termination.exit()
 
 
 def step_environment() -> dict[str, str]:
@@ -272,11 +200,11 @@ def _patch(settings: TrainJobSettings) -> dict[str, Any]:
             "fsGroupChangePolicy": "OnRootMismatch",  # not file by file, on a claim full of models
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
         "volumes": _volumes(settings),
         "containers": [
             {
-                "name": _CONTAINER,
+                "name": NODE,
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
                     "capabilities": {"drop": ["ALL"]},
@@ -299,7 +227,7 @@ def _patch(settings: TrainJobSettings) -> dict[str, Any]:
     template: dict[str, Any] = {"spec": pod}
     if settings.priority:
         template["metadata"] = {"labels": {_PRIORITY_LABEL: settings.priority}}
-    replicated = {"name": _CONTAINER, "template": {"spec": {"template": template}}}
+    replicated = {"name": NODE, "template": {"spec": {"template": template}}}
     return {"manager": _MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated]}}}}
 
 
@@ -314,185 +242,3 @@ def _volumes(settings: TrainJobSettings) -> list[dict[str, Any]]:
 
 def _scratch_name(path: str) -> str:
     return f"plumbline-scratch{re.sub('[^a-z0-9]+', '-', path.rstrip('/').lower())}"
-
-
-def _create(cluster: Cluster, job: dict[str, Any], patience: float) -> None:
-    """Creates the job; where the answer is lost, the job may be there when it is asked for again."""
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    name, begun = job["metadata"]["name"], time.monotonic()
-    where = (_GROUP, _VERSION, cluster.namespace, _PLURAL)
-    while True:
-        try:
-            cluster.objects.create_namespaced_custom_object(*where, job, _request_timeout=_ANSWER_SECONDS)
-            return
-        except ApiException as error:
-            if error.status == 409:
-                _logger.warning("TrainJob %s is there already; it is followed.", name)
-                return
-            if not _may_pass(error):
-                raise _refused(error, f"create TrainJob {name}") from error
-            _be_patient(error, name, begun, patience)
-        except (HTTPError, OSError) as error:
-            _be_patient(error, name, begun, patience)
-
-
-def _may_pass(error: Any) -> bool:
-    """Whether the API may answer otherwise in a moment."""
-    return error.status is None or error.status >= 500 or error.status in (410, 429)
-
-
-def _await_end(cluster: Cluster, name: str, patience: float) -> None:
-    """Returns when the job is complete; a watch that is cut is taken up again."""
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    seen = time.monotonic()
-    while True:
-        try:
-            where = (_GROUP, _VERSION, cluster.namespace, _PLURAL)
-            found = cluster.objects.get_namespaced_custom_object(*where, name, _request_timeout=_ANSWER_SECONDS)
-            seen = time.monotonic()
-            if _has_ended(found, name):
-                return
-            for changed in _changes(cluster, found, name):
-                seen = time.monotonic()
-                if _has_ended(changed, name):
-                    return
-        except ApiException as error:
-            if error.status == 404:
-                raise TrainJobError(
-                    "was deleted before it ended.", where=f"TrainJob {name}", hint="Run again: it resumes."
-                ) from error
-            if not _may_pass(error):
-                raise _refused(error, f"watch TrainJob {name}") from error
-            _be_patient(error, name, seen, patience)
-        except (HTTPError, OSError, ValueError) as error:  # cut, or cut in the middle of a line
-            _be_patient(error, name, seen, patience)
-
-
-def _changes(cluster: Cluster, found: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    from kubernetes.watch import Watch
-
-    arguments = (_GROUP, _VERSION, cluster.namespace, _PLURAL)
-    version = found.get("metadata", {}).get("resourceVersion")
-    events: Any = Watch().stream(
-        cluster.objects.list_namespaced_custom_object,
-        *arguments,
-        field_selector=f"metadata.name={name}",
-        resource_version=version,
-        timeout_seconds=_WATCH_SECONDS,
-        _request_timeout=_WATCH_SECONDS + _ANSWER_SECONDS,
-    )
-    for event in events:
-        if event["type"] == "DELETED":
-            return  # the next look finds nothing, and says so
-        yield event["object"]
-
-
-def _has_ended(job: dict[str, Any], name: str) -> bool:
-    """Whether the job is complete.
-
-    Raises:
-        TrainJobError: It failed.
-    """
-    for condition in job.get("status", {}).get("conditions") or []:
-        if condition["status"] != "True":
-            continue
-        if condition["type"] == "Complete":
-            return True
-        if condition["type"] == "Failed":
-            raise TrainJobError(
-                f"failed ({condition.get('reason', 'no reason')}): {condition.get('message', '')}",
-                where=f"TrainJob {name}",
-                hint="The log above says why. Run again: training goes on from the last checkpoint.",
-            )
-    return False
-
-
-def _be_patient(error: Exception, name: str, seen: float, patience: float) -> None:
-    if time.monotonic() - seen > patience:
-        raise TrainJobError(
-            f"the cluster's API has not answered for {patience:.0f} s: {error}", where=f"TrainJob {name}"
-        ) from error
-    _logger.warning("TrainJob %s: lost sight of it (%s); looking again.", name, type(error).__name__)
-    time.sleep(min(2.0, patience / 10))
-
-
-def _delete(cluster: Cluster, name: str) -> None:
-    """Deletes the job, trying for a while: one that is left trains on, and its checkpoints are nobody else's."""
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    where = (_GROUP, _VERSION, cluster.namespace, _PLURAL)
-    until = time.monotonic() + _DELETE_SECONDS
-    while True:
-        try:
-            cluster.objects.delete_namespaced_custom_object(*where, name, _request_timeout=_ANSWER_SECONDS)
-            return
-        except ApiException as error:
-            if error.status == 404:
-                return
-            fault, again = f"{error.status} {error.reason}", _may_pass(error)
-        except (HTTPError, OSError) as error:
-            fault, again = str(error), True
-        if not again or time.monotonic() > until:
-            _logger.error(
-                "TrainJob %s could not be deleted: %s. Delete it: kubectl delete trainjob %s", name, fault, name
-            )
-            return
-        time.sleep(1.0)
-
-
-@contextmanager
-def _followed_log(cluster: Cluster, name: str) -> Iterator[None]:
-    """Within the block, the first node's log is this step's log too."""
-    ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(cluster, name, ended), daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        follower.join(timeout=5.0)
-
-
-def _follow(cluster: Cluster, name: str, ended: threading.Event) -> None:
-    selector = f"jobset.sigs.k8s.io/jobset-name={name},batch.kubernetes.io/job-completion-index=0"
-    followed: set[str] = set()
-    while True:
-        try:
-            for pod in cluster.pods.list_namespaced_pod(
-                cluster.namespace, label_selector=selector, _request_timeout=_ANSWER_SECONDS
-            ).items:
-                if pod.metadata.name not in followed and pod.status.phase in ("Running", "Succeeded", "Failed"):
-                    _copy_log(cluster, pod.metadata.name)
-                    followed.add(pod.metadata.name)
-        except Exception as error:  # noqa: BLE001 (the log is a convenience: the job's end is told without it)
-            _logger.debug("The log of %s: %s", name, error)
-        if ended.wait(1.0):
-            return
-
-
-def _copy_log(cluster: Cluster, pod: str) -> None:
-    log = cluster.pods.read_namespaced_pod_log(
-        pod, cluster.namespace, container=_CONTAINER, follow=True, _preload_content=False
-    )
-    for line in log:
-        _logger.info("%s: %s", pod, line.decode("utf-8", "replace").rstrip())
-
-
-def _refused(error: Any, what: str) -> TrainJobError:
-    said = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', str(error.body or ""))
-    hints = {
-        401: "The pod's token is not accepted: does it have one?",
-        403: "Give the step's account the Role plumbline-trainjobs (k8s/base/rbac.yaml).",
-        404: "Is Kubeflow Trainer 2.2 or newer installed?",
-        422: "The installed Trainer knows another version of the API; 2.2 or newer is needed.",
-    }
-    message = said[1] if said else error.reason
-    hint = hints.get(error.status or 0, "Try again; `kubectl get events` may say more.")
-    if "must be created before the TrainJob" in str(message):  # Trainer's webhook: 403 or 422
-        hint = "The runtime is missing: take k8s/components/trainer into your overlay, or name another in `runtime`."
-    return TrainJobError(f"the cluster refused to {what}: {error.status} {message}.", where="trainjob", hint=hint)

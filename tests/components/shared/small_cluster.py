@@ -38,9 +38,11 @@ class SmallCluster:
     deleted: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     disks: Path | None = None
+    when_made: Callable[[], Any] = lambda: None
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     log: bytes = b""
     changed: threading.Condition = field(default_factory=threading.Condition)
+    address: str = ""
     objects: Any = None
     pods: Any = None
 
@@ -64,9 +66,24 @@ class SmallCluster:
         status = self._wait_for_nodes()
         kind, reason = ("Complete", "JobsCompleted") if status == 0 else ("Failed", "FailedJobs")
         condition = {"type": kind, "status": "True", "reason": reason, "message": f"exit status {status}"}
+        self.change(job, lambda: job.update(status={"conditions": [condition]}))
+
+    def change(self, job: dict[str, Any], how: Callable[[], Any]) -> None:
+        """Changes a job, and tells who watches."""
         with self.changed:
-            job["status"] = {"conditions": [condition]}
+            how()
             job["metadata"]["resourceVersion"] = str(int(job["metadata"]["resourceVersion"]) + 1)
+            self.changed.notify_all()
+
+    def delete(self, name: str) -> None:
+        """Foreground deletion: the job is there, marked, until its pods are gone."""
+        job = self.jobs[name]
+        self.change(job, lambda: job["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z"))
+        self.end()
+        for process in self.nodes:
+            process.wait(timeout=60)
+        with self.changed:
+            self.jobs.pop(name, None)
             self.changed.notify_all()
 
     def end(self) -> None:
@@ -127,7 +144,8 @@ def small_cluster(**overrides: Any) -> Iterator[SmallCluster]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(cluster))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    configuration = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+    cluster.address = f"http://127.0.0.1:{server.server_port}"
+    configuration = client.Configuration(host=cluster.address)
     configuration.retries = 0  # type: ignore[assignment]
     api = client.ApiClient(configuration)
     cluster.objects, cluster.pods = client.CustomObjectsApi(api), client.CoreV1Api(api)
@@ -154,10 +172,11 @@ def _handler(cluster: SmallCluster) -> type[BaseHTTPRequestHandler]:
             if name in cluster.jobs:
                 self._answer(409, {"message": f"{name} already exists"})
                 return
-            job["metadata"]["resourceVersion"] = "1"
+            job["metadata"] |= {"resourceVersion": "1", "uid": f"uid-{len(cluster.created)}"}
             cluster.jobs[name] = job
             cluster.created.append(json.loads(json.dumps(job)))
             threading.Thread(target=cluster.run, args=(job,), daemon=True).start()
+            cluster.when_made()
             if ("ANSWER", "lost") in cluster.faults:
                 cluster.faults.remove(("ANSWER", "lost"))
                 self.close_connection = True
@@ -168,12 +187,29 @@ def _handler(cluster: SmallCluster) -> type[BaseHTTPRequestHandler]:
             if self._faulty("DELETE"):
                 return
             name = self.path.rpartition("/")[2]
-            found = cluster.jobs.pop(name, None)
+            options = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "{}")
+            found = cluster.jobs.get(name)
+            if found is None:
+                self._answer(404, {"message": "not found"})
+                return
+            wanted = options.get("preconditions", {})
+            if any(found["metadata"][field] != value for field, value in wanted.items()):
+                self._answer(409, {"message": "the object has been modified"})
+                return
+            assert options["propagationPolicy"] == "Foreground"
             cluster.deleted.append(name)
-            cluster.end()
-            with cluster.changed:
-                cluster.changed.notify_all()
-            self._answer(200 if found else 404, {"kind": "Status"})
+            threading.Thread(target=cluster.delete, args=(name,), daemon=True).start()
+            self._answer(200, {"kind": "Status"})
+
+        def do_PATCH(self) -> None:
+            change = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self._faulty("PATCH"):
+                return
+            assert self.headers["content-type"] == "application/merge-patch+json"
+            found = cluster.jobs.get(self.path.rpartition("/")[2])
+            if found is not None:
+                cluster.change(found, lambda: found["metadata"].update(change["metadata"]))
+            self._answer(200 if found else 404, found or {"message": "not found"})
 
         def do_GET(self) -> None:
             asked = urlsplit(self.path)

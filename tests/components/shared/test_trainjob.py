@@ -18,7 +18,8 @@ import yaml
 from small_cluster import SmallCluster, small_cluster
 
 from components.shared.errors import InputError
-from components.shared.trainjob import TrainJobError, TrainJobSettings, run_train_job, step_environment, train_job
+from components.shared.trainjob import TrainJobSettings, step_environment, train_job
+from components.shared.trainjob_run import TrainJobError, run_train_job
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = ROOT / "tests" / "k8s" / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
@@ -151,7 +152,8 @@ def test_an_api_that_fails_for_a_while_costs_nothing(faults: list[tuple[str, Any
 
 
 def test_an_api_that_stays_away_is_given_up_and_the_job_is_deleted() -> None:
-    with small_cluster(faults=[("GET", 500)] * 100) as cluster:
+    with small_cluster() as cluster:
+        cluster.when_made = lambda: cluster.faults.extend([("GET", 500)] * 100)
         with pytest.raises(TrainJobError, match="has not answered for 2 s"):
             run_train_job(_make_job("import time; time.sleep(60)"), cluster=cluster, patience=2.0)
         assert cluster.deleted == ["job"]
@@ -200,7 +202,9 @@ def test_the_account_of_training_may_do_what_is_done_here_and_no_more() -> None:
     roles = yaml.safe_load_all((ROOT / "k8s" / "base" / "rbac.yaml").read_text())
     (role,) = [one for one in roles if one["kind"] == "Role" and one["metadata"]["name"] == "plumbline-trainjobs"]
     granted = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
-    assert granted == {("trainjobs", verb) for verb in ("create", "get", "watch", "delete")} | {("pods/log", "get")}
+    assert granted == {("trainjobs", verb) for verb in ("create", "get", "watch", "patch", "delete")} | {
+        ("pods/log", "get")
+    }
 
 
 def _take_away(cluster: SmallCluster) -> None:
