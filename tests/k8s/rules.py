@@ -12,7 +12,17 @@ from tests.k8s.pod_security import POD_SECURITY
 
 __all__ = ["RULES", "breaches", "placeholders"]
 
-_CLUSTER_WIDE = frozenset({"Namespace", "PriorityClass", "WorkloadPriorityClass", "ClusterRole", "ClusterRoleBinding"})
+_CLUSTER_WIDE = frozenset(
+    {
+        "Namespace",
+        "PriorityClass",
+        "WorkloadPriorityClass",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    }
+)
 _SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|WEBHOOK|DATABASE_URL|CREDENTIAL", re.IGNORECASE)
 _NO_SECRET = re.compile(r"_PATH$|_FILE$", re.IGNORECASE)
 _CREDENTIALS_IN_URL = re.compile(r"://[^/\s:@]+:[^/\s@]+@")

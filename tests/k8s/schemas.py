@@ -26,6 +26,7 @@ CUSTOM = Path(__file__).with_name("schemas")
 _KUBERNETES_GROUPS = frozenset(
     {
         "",
+        "admissionregistration.k8s.io",
         "apps",
         "autoscaling",
         "batch",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.shared.errors import InputError
 from components.shared.trainjob import TrainJobSettings
@@ -132,6 +134,15 @@ def _trainjob(profile: str, stage: str = "sft", **job: object) -> TrainJobSettin
     values["execution"] = {"profile": profile}
     values[stage] = values.get(stage, {}) | {"batch_size": 8, "trainjob": _JOB | job}
     return with_nodes_placed(RunSettings.model_validate(values), stage).trainjob
+
+
+def test_a_step_that_only_watches_its_nodes_can_do_without_the_gpu(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "trainjob.md").read_text()
+    told = yaml.safe_load(re.findall(r"```yaml\n(steps:.*?)```", text, re.DOTALL)[0])
+    profile = load_profile(_write(tmp_path, yaml.safe_dump({"extends": "prod", **told})))
+    place = profile.resources("train", StepResources())
+    assert place.for_step("sft").accelerator_count == 1
+    assert (place.for_step("ppo").accelerator_count, place.for_step("ppo").memory) == (0, "16Gi")
 
 
 def test_nodes_get_what_the_profile_says_of_training_steps(tmp_path: Path) -> None:
