@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from components.shared.errors import InputError
 from components.shared.settings import StrictModel, parse_settings
-from components.shared.trainjob import Toleration
+from components.shared.trainjob import Mount, Toleration
 
 __all__ = [
     "STEPS",
@@ -126,14 +126,6 @@ class EnvironmentSource(StrictModel):
         return self.steps is None or step in self.steps
 
 
-class Mount(StrictModel):
-    """A volume claim that steps share."""
-
-    claim: KubernetesName
-    path: AbsolutePath
-    sub_path: str = ""
-
-
 class SecurityContext(StrictModel):
     """Who a step's process is. KFP's backend adds: no privilege escalation, all capabilities dropped, seccomp."""
 
@@ -170,6 +162,9 @@ class Profile(StrictModel):
         default={}, description="Writable folders of a step (emptyDir), for a read-only root file system."
     )
     security: SecurityContext | None = None
+    node_service_account: KubernetesName | None = Field(
+        default=None, description="Account of the nodes of a TrainJob; None: that of its runtime."
+    )
     run_timeout_seconds: int | None = Field(default=None, ge=1, description="A run that takes longer is ended.")
     storage_class: str | None = Field(default=None, description="What `plumbline doctor` looks for.")
 

@@ -8,7 +8,8 @@ from kfp import dsl, kubernetes
 
 from components.shared.code_version import code_version
 from components.shared.images import TRAIN_IMAGE
-from components.shared.trainjob import TrainJobSettings
+from components.shared.settings import parse_settings
+from components.shared.trainjob import Mount, TrainJobSettings, scratch_name
 from pipelines.placement import STEPS, EnvironmentSource, Place, Profile, StepResources, load_profile
 from pipelines.settings import RunSettings
 
@@ -56,9 +57,41 @@ def with_nodes_placed(settings: RunSettings, stage: str) -> Any:
         "pull_secrets": profile.pull_secrets,
         "scratch": profile.scratch,
         "shared_memory": resources.shared_memory and resources.shared_memory.size,
+        "service_account": profile.node_service_account,
+        "secrets": {name: one.name for one in profile.secrets if one.is_for(stage) for name in one.variables},
+        "variables": _variables(profile, stage),
+        **_claims(profile, job),
     }
     inherited = {name: value for name, value in told.items() if value and name not in job.model_fields_set}
-    return section.model_copy(update={"trainjob": job.model_copy(update=inherited)})
+    values = job.model_dump(mode="json", exclude_unset=True) | inherited
+    placed = parse_settings(values, TrainJobSettings, where=f"{stage}.trainjob")
+    return section.model_copy(update={"trainjob": placed})
+
+
+def _variables(profile: Profile, stage: str) -> list[str]:
+    """Names of what a step gets that is no secret."""
+    sources = [one for one in profile.config_maps if one.is_for(stage)]
+    return sorted({*profile.variables, *(name for one in sources for name in one.variables)})
+
+
+def _claims(profile: Profile, job: TrainJobSettings) -> dict[str, Any]:
+    """The claim that step and nodes share, as the step mounts it, and the step's other claims.
+
+    It is the one whose claim or path the job names; where it names neither, the default's, else the profile's first.
+    """
+
+    def is_meant(mount: Mount) -> bool:
+        by_path = mount.path.rstrip("/") == job.folder.rstrip("/") or "folder" not in job.model_fields_set
+        by_claim = mount.claim == job.claim or "claim" not in job.model_fields_set
+        return by_path and by_claim
+
+    meant = [mount for mount in profile.mounts if is_meant(mount)]
+    shared = next((mount for mount in meant if mount.claim == job.claim), meant[0] if meant else None)
+    if shared is None:
+        others = [mount for mount in profile.mounts if mount.path.rstrip("/") != job.folder.rstrip("/")]
+        return {"mounts": [one.model_dump() for one in others]}
+    mine = {"claim": shared.claim, "folder": shared.path, "sub_path": shared.sub_path}
+    return mine | {"mounts": [mount.model_dump() for mount in profile.mounts if mount is not shared]}
 
 
 def pipeline_config(settings: RunSettings) -> dsl.PipelineConfig:
@@ -146,7 +179,7 @@ def _give_volumes(task: dsl.PipelineTask, profile: Profile, resources: StepResou
     for mount in profile.mounts:
         kubernetes.mount_pvc(task, mount.claim, mount.path, mount.sub_path)
     for path, size in profile.scratch.items():
-        kubernetes.empty_dir_mount(task, f"scratch{path.rstrip('/').replace('/', '-')}", path, size_limit=size)
+        kubernetes.empty_dir_mount(task, scratch_name(path), path, size_limit=size)
     if resources.shared_memory:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=resources.shared_memory.size)
 

@@ -227,7 +227,7 @@ def _node_command(stage: Stage, file: Path) -> list[str]:
 
 
 def _node_environment(settings: TrainJobSettings) -> dict[str, str]:
-    environment = step_environment()
+    environment = step_environment(settings.variables)
     environment.pop(PROGRESS_VARIABLE, None)  # a file of this machine
     if not environment.get(CHECKPOINTS_VARIABLE):
         environment[CHECKPOINTS_VARIABLE] = f"{settings.folder}/checkpoints"

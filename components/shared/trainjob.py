@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from components.shared.errors import InputError
+from components.shared.files import digest_of
 from components.shared.settings import StrictModel
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "GROUP",
     "NODE",
     "VERSION",
+    "Mount",
     "Toleration",
     "TrainJobSettings",
+    "scratch_name",
     "step_environment",
     "step_pod",
     "train_job",
@@ -34,6 +37,7 @@ NODE = "node"
 GRACE_SECONDS = 60
 """From a pod's SIGTERM to its SIGKILL; of these, torch's launcher gives its processes 30 to save."""
 _MANAGER = "plumbline.dev/step"
+_SHARED_MEMORY = "/dev/shm"
 _PRIORITY_LABEL = "plumbline.dev/priority-class"
 """No patch can set a pod's priority class; an admission policy of the cluster may read it from this label."""
 _PASSED_ON = re.compile(r"^(MLFLOW|PLUMBLINE|AWS|HF|NCCL|GLOO)_")
@@ -65,11 +69,20 @@ class Toleration(StrictModel):
         return self
 
 
+class Mount(StrictModel):
+    """A volume claim that pods share."""
+
+    claim: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
+    path: str = Field(pattern="^/")
+    sub_path: str = ""
+
+
 class TrainJobSettings(StrictModel):
     """Training on several nodes by Kubeflow Trainer; absent: in the step's own pod.
 
     What the profile of the environment says of training steps (image, queue, priority, node selector, tolerations, pull
-    secrets, scratch folders, shared memory) holds for the nodes too where nothing is said here.
+    secrets, scratch folders, shared memory, claims, names of secrets and variables, account of the nodes) holds for the
+    nodes too where nothing is said here.
 
     Attributes:
         runtime: Of torch: what a node is beyond what is said here; k8s/components/trainer has this one.
@@ -78,6 +91,9 @@ class TrainJobSettings(StrictModel):
         processes_per_node: Processes a pod, one a GPU.
         claim: Volume claim (ReadWriteMany) that the step and every node mount.
         folder: Where they mount it; inputs, checkpoints and results of the training lie below it.
+        sub_path: Folder of the claim that they mount; empty: all of it.
+        mounts: Further claims of the nodes, e.g. one of base models.
+        service_account: Account of the nodes; empty: that of the runtime.
         image: Image of the nodes; empty: that of the training steps.
         gpus_per_node: `nvidia.com/gpu` of a node; 0 for none.
         cpu: CPU of a node, requested and limited.
@@ -89,6 +105,7 @@ class TrainJobSettings(StrictModel):
         pull_secrets: Secrets with the registry's login.
         scratch: Writable folders (emptyDir) and their sizes; all else of the image is read-only.
         shared_memory: Size of an in-memory /dev/shm; empty: up to half of the node's memory.
+        variables: Names of the step's variables that the nodes get by value, beside `MLFLOW_*` and its like; no secrets.
         secrets: By variable, the Secret that has a key of this name; a node that finds none goes without.
         timeout_seconds: A job that runs longer is ended.
     """
@@ -99,6 +116,9 @@ class TrainJobSettings(StrictModel):
     processes_per_node: int = Field(default=1, ge=1)
     claim: str = "plumbline-models"
     folder: str = Field(default="/models", pattern="^/")
+    sub_path: str = ""
+    mounts: list[Mount] = Field(default=[])
+    service_account: str = ""
     image: str = ""
     gpus_per_node: int = Field(default=0, ge=0)
     cpu: str = "8"
@@ -110,8 +130,19 @@ class TrainJobSettings(StrictModel):
     pull_secrets: list[str] = Field(default=[])
     scratch: dict[str, str] = Field(default={"/tmp": "20Gi"}, min_length=1)
     shared_memory: str = ""
+    variables: list[str] = Field(default=[])
     secrets: dict[str, str] = Field(default=_SECRETS)
     timeout_seconds: int = Field(default=172_800, ge=60)
+
+    @model_validator(mode="after")
+    def _paths_differ(self) -> TrainJobSettings:
+        paths = [self.folder, _SHARED_MEMORY, *self.scratch, *(mount.path for mount in self.mounts)]
+        paths = [path.rstrip("/") for path in paths]
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise ValueError(
+                f"{', '.join(twice)} would be mounted twice: folder, scratch, mounts and /dev/shm must differ"
+            )
+        return self
 
 
 def train_job(
@@ -171,10 +202,15 @@ def train_job(
     }
 
 
-def step_environment() -> dict[str, str]:
-    """What a node needs of the step's environment: where the services are. Credentials come from the Secrets."""
-    known = {key: value for key, value in os.environ.items() if _PASSED_ON.search(key)}
-    return {k: v for k, v in known.items() if not (_NOT_BY_VALUE.search(k) or _WITH_LOGIN.search(v))}
+def step_environment(named: Collection[str] = ()) -> dict[str, str]:
+    """What a node needs of the step's environment: where the services are. Credentials come from the Secrets.
+
+    Args:
+        named: Variables that are known to hold no credential; of others the name decides.
+    """
+    known = {k: v for k, v in os.environ.items() if _PASSED_ON.search(k) and not _NOT_BY_VALUE.search(k)}
+    known |= {name: os.environ[name] for name in named if name in os.environ}
+    return {name: value for name, value in known.items() if not _WITH_LOGIN.search(value)}
 
 
 def step_pod() -> tuple[str, str] | None:
@@ -184,7 +220,9 @@ def step_pod() -> tuple[str, str] | None:
 
 
 def _variables(environment: Mapping[str, str], secrets: Mapping[str, str]) -> list[dict[str, Any]]:
-    by_value: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in sorted(environment.items())]
+    by_value: list[dict[str, Any]] = [
+        {"name": key, "value": value} for key, value in sorted(environment.items()) if key not in secrets
+    ]
     references = {key: {"name": name, "key": key, "optional": True} for key, name in sorted(secrets.items())}
     return by_value + [{"name": key, "valueFrom": {"secretKeyRef": one}} for key, one in references.items()]
 
@@ -210,14 +248,12 @@ def _patch(settings: TrainJobSettings) -> dict[str, Any]:
                     "capabilities": {"drop": ["ALL"]},
                     "readOnlyRootFilesystem": True,
                 },
-                "volumeMounts": [
-                    {"name": "plumbline-shared", "mountPath": settings.folder},
-                    {"name": "plumbline-shm", "mountPath": "/dev/shm"},
-                    *({"name": _scratch_name(path), "mountPath": path} for path in settings.scratch),
-                ],
+                "volumeMounts": _volume_mounts(settings),
             }
         ],
     }
+    if settings.service_account:
+        pod["serviceAccountName"] = settings.service_account
     if settings.node_selector:
         pod["nodeSelector"] = settings.node_selector
     if settings.tolerations:
@@ -233,12 +269,41 @@ def _patch(settings: TrainJobSettings) -> dict[str, Any]:
 
 def _volumes(settings: TrainJobSettings) -> list[dict[str, Any]]:
     memory = {"medium": "Memory"} | ({"sizeLimit": settings.shared_memory} if settings.shared_memory else {})
-    return [
-        {"name": "plumbline-shared", "persistentVolumeClaim": {"claimName": settings.claim}},
-        {"name": "plumbline-shm", "emptyDir": memory},
-        *({"name": _scratch_name(path), "emptyDir": {"sizeLimit": size}} for path, size in settings.scratch.items()),
+    claims = [
+        {"name": name, "persistentVolumeClaim": {"claimName": claim}} for claim, name in _claim_names(settings).items()
     ]
+    scratch = [
+        {"name": _node_scratch(path), "emptyDir": {"sizeLimit": size}} for path, size in settings.scratch.items()
+    ]
+    return [*claims, {"name": "plumbline-shm", "emptyDir": memory}, *scratch]
 
 
-def _scratch_name(path: str) -> str:
-    return f"plumbline-scratch{re.sub('[^a-z0-9]+', '-', path.rstrip('/').lower())}"
+def _volume_mounts(settings: TrainJobSettings) -> list[dict[str, Any]]:
+    names = _claim_names(settings)
+    shared = Mount(claim=settings.claim, path=settings.folder, sub_path=settings.sub_path)
+    claims: list[dict[str, Any]] = [
+        {"name": names[one.claim], "mountPath": one.path} | ({"subPath": one.sub_path} if one.sub_path else {})
+        for one in (shared, *settings.mounts)
+    ]
+    scratch = [{"name": _node_scratch(path), "mountPath": path} for path in settings.scratch]
+    return [*claims, {"name": "plumbline-shm", "mountPath": _SHARED_MEMORY}, *scratch]
+
+
+def _claim_names(settings: TrainJobSettings) -> dict[str, str]:
+    """A volume for each claim, however often it is mounted."""
+    further = dict.fromkeys(one.claim for one in settings.mounts if one.claim != settings.claim)
+    return {settings.claim: "plumbline-shared"} | {
+        claim: f"plumbline-claim-{number}" for number, claim in enumerate(further)
+    }
+
+
+def _node_scratch(path: str) -> str:
+    return f"plumbline-{scratch_name(path)}"
+
+
+def scratch_name(path: str) -> str:
+    """Name of the volume for a scratch folder, as Kubernetes takes it; two folders never have the same."""
+    slug = re.sub("[^a-z0-9]+", "-", path.strip("/").lower()).strip("-")
+    if f"/{slug.replace('-', '/')}" == path.rstrip("/") and len(slug) < 40:
+        return f"scratch-{slug}"
+    return f"scratch-{slug[:30].strip('-')}-{digest_of(path.rstrip('/'))[:8]}"

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from components.shared.errors import PlumblineError
@@ -35,6 +36,10 @@ _TERMINATED_SECONDS = 20.0
 """What a pod that is told to end spends on its job's deletion: less than what it is given itself."""
 _GONE_SECONDS = GRACE_SECONDS + 60.0
 """How long the pods of a deleted job may take to go."""
+_SILENT_SECONDS = 600.0
+"""A log that says nothing for so long is asked for again: its connection may be dead."""
+_CLOCKS_DIFFER_SECONDS = 300
+_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$")
 _PATIENCE_SECONDS = 300.0
 """How long the API server may be away before the step gives up following and deletes the job."""
 
@@ -348,27 +353,57 @@ def _followed_log(cluster: Cluster, name: str) -> Iterator[None]:
 
 def _follow(cluster: Cluster, name: str, ended: threading.Event) -> None:
     selector = f"{_JOBSET}={name},batch.kubernetes.io/job-completion-index=0"
-    followed: set[str] = set()
+    logs: dict[str, _NodeLog] = {}
     while True:
+        is_last = ended.is_set()
         try:
             for pod in cluster.pods.list_namespaced_pod(
                 cluster.namespace, label_selector=selector, _request_timeout=_ANSWER_SECONDS
             ).items:
-                if pod.metadata.name not in followed and pod.status.phase in ("Running", "Succeeded", "Failed"):
-                    _copy_log(cluster, pod.metadata.name)
-                    followed.add(pod.metadata.name)
+                logs.setdefault(pod.metadata.name, _NodeLog(pod.metadata.name)).tell(cluster, pod.status.phase)
         except Exception as error:  # noqa: BLE001 (the log is a convenience: the job's end is told without it)
             _logger.debug("The log of %s: %s", name, error)
-        if ended.wait(1.0):
+        if is_last:
             return
+        ended.wait(1.0)
 
 
-def _copy_log(cluster: Cluster, pod: str) -> None:
-    log = cluster.pods.read_namespaced_pod_log(
-        pod, cluster.namespace, container=NODE, follow=True, _preload_content=False
-    )
-    for line in log:
-        _logger.info("%s: %s", pod, line.decode("utf-8", "replace").rstrip())
+class _NodeLog:
+    """A pod's log, each line told once, however often its stream ends: a container starts late, or again."""
+
+    def __init__(self, pod: str) -> None:
+        self._pod = pod
+        self._last = b""
+        self._is_told = False
+
+    def tell(self, cluster: Cluster, phase: str) -> None:
+        """Tells what has come since the last time, and what comes, until the stream ends."""
+        if self._is_told or phase not in ("Running", "Succeeded", "Failed"):
+            return
+        lines = cluster.pods.read_namespaced_pod_log(
+            self._pod,
+            cluster.namespace,
+            container=NODE,
+            follow=True,
+            timestamps=True,
+            since_seconds=self._since(),
+            _preload_content=False,
+            _request_timeout=(_ANSWER_SECONDS, _SILENT_SECONDS),
+        )
+        for line in lines:
+            stamp, _, text = line.partition(b" ")
+            if not line.endswith(b"\n") or not _STAMP.match(stamp) or stamp <= self._last:
+                continue  # cut in its middle, so that it comes again; or told before
+            self._last = stamp
+            _logger.info("%s: %s", self._pod, text.decode("utf-8", "replace").rstrip())
+        self._is_told = phase != "Running"
+
+    def _since(self) -> int | None:
+        """How far back to ask: a little further than what was told, by a clock that may differ."""
+        if not self._last:
+            return None
+        told = datetime.fromisoformat(self._last.decode()[:19]).replace(tzinfo=UTC)
+        return max(1, int((datetime.now(UTC) - told).total_seconds()) + _CLOCKS_DIFFER_SECONDS)
 
 
 def _refused(error: Any, what: str) -> TrainJobError:

@@ -157,6 +157,33 @@ def test_nodes_get_what_the_profile_says_of_training_steps(tmp_path: Path) -> No
     assert job.shared_memory == "16Gi"
 
 
+def test_nodes_get_the_claims_secrets_and_variables_that_the_step_gets(tmp_path: Path) -> None:
+    profile = _write(
+        tmp_path,
+        f"""
+        extends: prod
+        train: {{image: registry.example.com/train{_DIGEST}}}
+        node_service_account: with-an-identity
+        mounts:
+          - {{claim: hub-cache, path: /hub}}
+          - {{claim: plumbline-models, path: /models, sub_path: team-a}}
+        variables: {{HF_HOME: /hub, SSL_CERT_FILE: /models/ca.pem}}
+        secrets:
+          - {{name: our-mlflow, variables: [MLFLOW_TRACKING_TOKEN]}}
+          - {{name: our-database, variables: [PLUMBLINE_DATABASE_URL], steps: [release_gate]}}
+        """,
+    )
+    job = _trainjob(profile)
+    assert (job.claim, job.folder, job.sub_path) == ("plumbline-models", "/models", "team-a")
+    assert [(one.claim, one.path) for one in job.mounts] == [("hub-cache", "/hub")]
+    assert job.secrets == {"MLFLOW_TRACKING_TOKEN": "our-mlflow"}
+    assert {"SSL_CERT_FILE", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE"} <= set(job.variables)
+    assert job.service_account == "with-an-identity"
+    other = _trainjob(profile, folder="/hub")
+    assert (other.claim, other.folder, [one.path for one in other.mounts]) == ("hub-cache", "/hub", ["/models"])
+    assert _trainjob(profile, service_account="mine", secrets={}).secrets == {}
+
+
 def test_what_a_job_says_itself_stands_over_the_profile(tmp_path: Path) -> None:
     profile = _write(tmp_path, "extends: dev\ntrain: {image: registry.example.com/train:1}\n")
     job = _trainjob(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class SmallCluster:
     when_made: Callable[[], Any] = lambda: None
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     log: bytes = b""
+    stamped: list[bytes] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
     address: str = ""
     objects: Any = None
@@ -52,7 +54,7 @@ class SmallCluster:
         given = {one["name"]: one["value"] for one in trainer.get("env", []) if "value" in one}
         pet = {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
         pet |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(_free_port())}
-        self.log = b""
+        self.log, self.stamped = b"", []
         self.nodes = [
             subprocess.Popen(
                 trainer["command"],
@@ -123,6 +125,7 @@ class SmallCluster:
         assert first.stdout is not None
         for line in first.stdout:
             self.log += line
+            self.stamped.append(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() + line)
 
     def _wait_for_nodes(self) -> int:
         """0 once all ended well; else the status of the first that did not, and the others are ended."""
@@ -215,16 +218,23 @@ def _handler(cluster: SmallCluster) -> type[BaseHTTPRequestHandler]:
             asked = urlsplit(self.path)
             query = parse_qs(asked.query)
             if asked.path.endswith("/log"):
-                self._answer_raw(cluster.log)
+                if not self._faulty("LOG"):
+                    self._answer_raw(b"".join(cluster.stamped) if "timestamps" in query else cluster.log)
             elif asked.path.endswith("/pods"):
-                pods = [{"metadata": {"name": "node-0-0"}, "status": {"phase": "Succeeded"}}] if cluster.log else []
-                self._answer(200, {"kind": "PodList", "apiVersion": "v1", "items": pods})
+                self._answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self._pods()})
             elif "watch" in query:
                 if not self._faulty("WATCH"):
                     self._watch(query)
             elif not self._faulty("GET"):
                 found = cluster.jobs.get(asked.path.rpartition("/")[2])
                 self._answer(200 if found else 404, found or {"message": "not found"})
+
+        def _pods(self) -> list[dict[str, Any]]:
+            """The first node; a stream of its log ends with what there is, as one that is cut."""
+            if not cluster.nodes:
+                return []
+            phase = {None: "Running", 0: "Succeeded"}.get(cluster.nodes[0].poll(), "Failed")
+            return [{"metadata": {"name": "node-0-0"}, "status": {"phase": phase}}]
 
         def _watch(self, query: dict[str, list[str]]) -> None:
             name, since = query["fieldSelector"][0].partition("=")[2], query["resourceVersion"][0]

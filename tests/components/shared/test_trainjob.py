@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -80,6 +81,60 @@ def test_the_nodes_are_placed_and_have_scratch_folders_over_a_root_that_is_read_
     assert template["metadata"]["labels"] == {"plumbline.dev/priority-class": "plumbline-training"}
 
 
+def _pod(job: dict[str, Any]) -> dict[str, Any]:
+    (patch,) = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    return patch["template"]["spec"]["template"]["spec"]
+
+
+def test_scratch_folders_of_like_names_have_volumes_of_their_own() -> None:
+    paths = ["/tmp", "/var/cache/x", "/var/cache-x", "/var/cache_x", "/var/Cache/x", "/" + "deep/" * 20]
+    pod = _pod(_make_job(scratch=dict.fromkeys(paths, "1Gi")))
+    mounted = {one["mountPath"]: one["name"] for one in pod["containers"][0]["volumeMounts"]}
+    names = [mounted[path] for path in paths]
+    assert len(set(names)) == len(paths)
+    assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name) for name in names)
+    assert mounted["/tmp"] == "plumbline-scratch-tmp"  # as the runtime calls it
+
+
+def test_claims_are_mounted_where_and_as_deep_as_the_step_mounts_them() -> None:
+    mounts = [
+        {"claim": "plumbline-models", "path": "/cache", "sub_path": "hub"},
+        {"claim": "data", "path": "/data"},
+    ]
+    pod = _pod(_make_job(folder="/models", sub_path="team-a", mounts=mounts))
+    claims = {one["name"]: one["persistentVolumeClaim"]["claimName"] for one in pod["volumes"] if "emptyDir" not in one}
+    assert sorted(claims.values()) == ["data", "plumbline-models"], "one volume a claim"
+    found = {
+        one["mountPath"]: (claims[one["name"]], one.get("subPath"))
+        for one in pod["containers"][0]["volumeMounts"]
+        if one["name"] in claims
+    }
+    assert found == {
+        "/models": ("plumbline-models", "team-a"),
+        "/cache": ("plumbline-models", "hub"),
+        "/data": ("data", None),
+    }
+
+
+def test_a_path_that_would_be_mounted_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="/models would be mounted twice"):
+        _make_job(mounts=[{"claim": "data", "path": "/models/"}])
+    with pytest.raises(ValueError, match="/dev/shm would be mounted twice"):
+        _make_job(scratch={"/tmp": "1Gi", "/dev/shm": "1Gi"})
+
+
+def test_the_nodes_run_as_the_account_of_the_runtime_unless_the_settings_name_another() -> None:
+    assert "serviceAccountName" not in _pod(_make_job())
+    assert _pod(_make_job(service_account="with-an-identity"))["serviceAccountName"] == "with-an-identity"
+
+
+def test_a_variable_that_comes_from_a_secret_is_not_given_by_value_too() -> None:
+    job = _make_job(secrets={"A": "plumbline-a"})
+    assert [one for one in job["spec"]["trainer"]["env"] if one["name"] == "A"] == [
+        {"name": "A", "valueFrom": {"secretKeyRef": {"name": "plumbline-a", "key": "A", "optional": True}}}
+    ]
+
+
 def test_a_job_without_an_image_is_refused() -> None:
     with pytest.raises(InputError, match="no image is named"):
         _make_job(image="")
@@ -95,6 +150,28 @@ def test_no_credential_travels_by_value(monkeypatch: pytest.MonkeyPatch) -> None
     assert "hidden" not in str(step_environment().values())
     assert step_environment()["NCCL_SOCKET_IFNAME"] == "eth1"
     assert step_environment()["MLFLOW_TRACKING_URI"] == "http://mlflow"
+
+
+def test_variables_that_the_settings_name_reach_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("SSL_CERT_FILE", "/ca"), ("PROXY", "http://u:p@proxy")):
+        monkeypatch.setenv(name, value)
+    named = step_environment(["TOKENIZERS_PARALLELISM", "SSL_CERT_FILE", "PROXY", "ABSENT"])
+    assert (named["TOKENIZERS_PARALLELISM"], named["SSL_CERT_FILE"]) == ("false", "/ca")
+    assert {"PROXY", "ABSENT"} & set(named) == set()
+    assert "SSL_CERT_FILE" not in step_environment()
+
+
+def test_a_log_whose_stream_ends_is_followed_again_and_each_line_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The container is late (400), then the stream breaks off in a line; the server ends every stream at once."""
+    code = "import time\nfor i in range(8): print('line', i, flush=True); time.sleep(0.4)"
+    faults = [("LOG", 400), ("LOG", "cut")]
+    with small_cluster(faults=faults) as cluster, caplog.at_level(logging.INFO):
+        run_train_job(_make_job(code, nodes=1), cluster=cluster)
+    told = [int(line) for line in re.findall(r"node-0-0: line (\d)", caplog.text)]
+    assert told == list(range(8))
+    assert cluster.calls.count("LOG") > 3
 
 
 def test_a_job_is_followed_to_its_end_and_its_log_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -211,3 +288,4 @@ def _take_away(cluster: SmallCluster) -> None:
     with cluster.changed:
         cluster.jobs.clear()
         cluster.changed.notify_all()
+    cluster.end()
