@@ -105,7 +105,7 @@ class TrainJobSettings(StrictModel):
         pull_secrets: Secrets with the registry's login.
         scratch: Writable folders (emptyDir) and their sizes; all else of the image is read-only.
         shared_memory: Size of an in-memory /dev/shm; empty: up to half of the node's memory.
-        variables: Names of the step's variables that the nodes get by value, beside `MLFLOW_*` and its like; no secrets.
+        variables: Names of variables of the step given by value, beside `MLFLOW_*` and its like; no secrets.
         secrets: By variable, the Secret that has a key of this name; a node that finds none goes without.
         timeout_seconds: A job that runs longer is ended.
     """
