@@ -196,6 +196,7 @@ class _Snapshots:
         if target is not None and target.exists():  # left by an attempt that was interrupted before its next checkpoint
             shutil.rmtree(target)
         self._trainer.models.save_checkpoint(self._tokenizer, target, origin=self._origin, step=step)
+        self._trainer.world.wait()  # as long as it takes the first one to write
 
     def copy_to(self, folder: Path, *, before: int) -> list[int]:
         """Copies those of fewer than `before` updates; returns their steps."""

@@ -9,6 +9,8 @@ Where weights are sharded (PPO's `sharding`), a process cannot run a layer unles
 in lockstep, and who has less work than another fills up with work that does not count.
 
 What only one process does, such as writing, it does inside `together`, so that no other waits for one that has failed.
+Such a wait may take hours, and has a group of its own (gloo) for it; an exchange in a training step does not, and one
+that hangs, for a node that is gone or a cable that is loose, ends the training after the ordinary time.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from components.shared.errors import PlumblineError, error_like
+from components.shared.errors import InputError, PlumblineError, error_like
 from components.shared.full_disk import full_disk
 
 __all__ = ["World"]
@@ -33,7 +35,10 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _PATIENCE = timedelta(hours=3)
-"""How long processes wait for one of them: the first alone writes a checkpoint, fetches or publishes it."""
+"""How long processes wait for one of them: the first alone writes a checkpoint, fetches or publishes it, evaluates."""
+_TIMEOUT_VARIABLE = "PLUMBLINE_COLLECTIVE_TIMEOUT_SECONDS"
+_TIMEOUT_SECONDS = 1800
+"""How long an exchange in a training step may take; torch's own for gloo. It covers the slowest process's lag."""
 
 
 class World:
@@ -55,6 +60,7 @@ class World:
         self.local_rank = rank if local_rank is None else local_rank
         self.local_size = size if local_size is None else local_size
         self.lockstep = False
+        self._patient: Any = None  # torch types a group as one or a number
 
     @classmethod
     @contextmanager
@@ -78,10 +84,12 @@ class World:
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_timeout())
         local = {"local_rank": os.environ.get("LOCAL_RANK"), "local_size": os.environ.get("LOCAL_WORLD_SIZE")}
         known = {name: int(value) for name, value in local.items() if value is not None}
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), **known)
+        world = cls(rank=dist.get_rank(), size=dist.get_world_size(), **known)
+        world._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        return world
 
     @property
     def is_main(self) -> bool:
@@ -161,7 +169,7 @@ class World:
         except Exception as error:  # noqa: BLE001 (raised below, once the others know)
             failed = error
         told: list[Any] = [None] * self.size
-        dist.all_gather_object(told, failed and _described(failed, self.rank))
+        dist.all_gather_object(told, failed and _described(failed, self.rank), group=self._patient)
         if failed is not None:
             raise failed
         for one in told:
@@ -174,7 +182,7 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values)
+        dist.broadcast_object_list(values, group=self._patient)
         return values[0]
 
     def gathered(self, value: _Item) -> list[_Item]:
@@ -182,18 +190,30 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self._patient)
         return values
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self._patient)
 
     def leave(self) -> None:
         """Ends the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _timeout() -> timedelta:
+    """Of an exchange in a training step.
+
+    Raises:
+        InputError: The environment names no number of seconds.
+    """
+    given = os.environ.get(_TIMEOUT_VARIABLE) or str(_TIMEOUT_SECONDS)
+    if not given.isdecimal() or not int(given):
+        raise InputError(f"is {given!r}, not a number of seconds.", where=_TIMEOUT_VARIABLE, hint="Give 1800, say.")
+    return timedelta(seconds=int(given))
 
 
 def _described(error: Exception, rank: int) -> tuple[str, str, str | None, str | None]:
