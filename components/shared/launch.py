@@ -46,6 +46,10 @@ _logger = logging.getLogger(__name__)
 
 _OUTCOME = ".outcome.json"
 _PLACES = "trainjobs"
+_LAUNCHER_GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Seconds that torch's launcher, when it is told to end, gives its processes to save."""
+_LAUNCHER_SECONDS = 30
+"""What the launcher keeps of a pod's grace for itself."""
 _LEFT_SECONDS = 7 * 86_400
 _APPEARS_SECONDS = 60.0
 """How long a file of another machine may stay unseen: the attribute cache of NFS."""
@@ -178,7 +182,7 @@ def launch_on_nodes(
     job = train_job(
         name, settings, _node_command(stage, file), environment=_node_environment(settings), owner=step_pod()
     )
-    run = TrainJobRun(job, cluster=cluster)
+    run = TrainJobRun(job, cluster=cluster, grace_seconds=settings.grace_seconds)
     outcome = file.with_suffix(_OUTCOME)
 
     def prepare() -> bool:
@@ -231,6 +235,7 @@ def _node_environment(settings: TrainJobSettings) -> dict[str, str]:
     environment.pop(PROGRESS_VARIABLE, None)  # a file of this machine
     if not environment.get(CHECKPOINTS_VARIABLE):
         environment[CHECKPOINTS_VARIABLE] = f"{settings.folder}/checkpoints"
+    environment[_LAUNCHER_GRACE] = str(settings.grace_seconds - _LAUNCHER_SECONDS)
     return environment
 
 

@@ -35,7 +35,6 @@ GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
 NODE = "node"
 """Name of the trainer's replicated job and of its container in Kubeflow Trainer's runtimes."""
 GRACE_SECONDS = 60
-"""From a pod's SIGTERM to its SIGKILL; of these, torch's launcher gives its processes 30 to save."""
 _MANAGER = "plumbline.dev/step"
 _SHARED_MEMORY = "/dev/shm"
 _PRIORITY_LABEL = "plumbline.dev/priority-class"
@@ -107,6 +106,7 @@ class TrainJobSettings(StrictModel):
         shared_memory: Size of an in-memory /dev/shm; empty: up to half of the node's memory.
         variables: Names of variables of the step given by value, beside `MLFLOW_*` and its like; no secrets.
         secrets: By variable, the Secret that has a key of this name; a node that finds none goes without.
+        grace_seconds: From a node's SIGTERM to its SIGKILL; its processes have all but 30 to end their step and save.
         timeout_seconds: A job that runs longer is ended.
     """
 
@@ -132,6 +132,7 @@ class TrainJobSettings(StrictModel):
     shared_memory: str = ""
     variables: list[str] = Field(default=[])
     secrets: dict[str, str] = Field(default=_SECRETS)
+    grace_seconds: int = Field(default=GRACE_SECONDS, ge=GRACE_SECONDS)
     timeout_seconds: int = Field(default=172_800, ge=60)
 
     @model_validator(mode="after")
@@ -238,7 +239,7 @@ def _patch(settings: TrainJobSettings) -> dict[str, Any]:
             "fsGroupChangePolicy": "OnRootMismatch",  # not file by file, on a claim full of models
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": settings.grace_seconds,
         "volumes": _volumes(settings),
         "containers": [
             {

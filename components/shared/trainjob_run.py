@@ -34,8 +34,8 @@ _ANSWER_SECONDS = 20.0
 """A server that takes a connection and says nothing is away."""
 _TERMINATED_SECONDS = 20.0
 """What a pod that is told to end spends on its job's deletion: less than what it is given itself."""
-_GONE_SECONDS = GRACE_SECONDS + 60.0
-"""How long the pods of a deleted job may take to go."""
+_GOES_SECONDS = 60.0
+"""How long the pods of a deleted job may take to go, beyond their grace."""
 _SILENT_SECONDS = 600.0
 """A log that says nothing for so long is asked for again: its connection may be dead."""
 _CLOCKS_DIFFER_SECONDS = 300
@@ -85,13 +85,19 @@ class TrainJobRun:
         job: See `trainjob.train_job`.
         cluster: The cluster's API; that of this pod if None.
         patience: Seconds that the API server may be away.
+        grace_seconds: Those of the job's pods.
 
     Attributes:
         is_gone: Whether nothing of the job is left on the cluster, so that nobody writes to its files any more.
     """
 
     def __init__(
-        self, job: dict[str, Any], *, cluster: Cluster | None = None, patience: float = _PATIENCE_SECONDS
+        self,
+        job: dict[str, Any],
+        *,
+        cluster: Cluster | None = None,
+        patience: float = _PATIENCE_SECONDS,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self.is_gone = False
         self._job = job
@@ -100,6 +106,7 @@ class TrainJobRun:
         self._is_mine = False
         self._cluster = cluster or _InCluster()
         self._patience = patience
+        self._gone_seconds = grace_seconds + _GOES_SECONDS
 
     def follow(self, prepare: Callable[[], bool] = lambda: True) -> None:
         """Follows the job to its end, and takes it away.
@@ -115,7 +122,7 @@ class TrainJobRun:
             TrainJobError: The API refused, the job failed, or it was deleted by somebody else.
             SystemExit: 143 after SIGTERM, once the job is deleted.
         """
-        within = _GONE_SECONDS
+        within = self._gone_seconds
         with graceful_termination() as termination:
             try:
                 self._is_mine = self._takes_over()
@@ -221,9 +228,9 @@ class TrainJobRun:
         return _condition(job, "Complete") is not None
 
     def _require_deleted(self) -> None:
-        if not self._is_deleted(_GONE_SECONDS, whoever_owns=True):
+        if not self._is_deleted(self._gone_seconds, whoever_owns=True):
             raise TrainJobError(
-                f"an earlier try's is still there after {_GONE_SECONDS:.0f} s.",
+                f"an earlier try's is still there after {self._gone_seconds:.0f} s.",
                 where=f"TrainJob {self._name}",
                 hint="`kubectl describe` it and its pods; run again when it is gone.",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from components.shared.trainjob import TrainJobSettings, train_job
-from tests.k8s.manifests import Manifest, name_of
+from tests.k8s.manifests import K8S, Manifest, load, name_of
 from tests.k8s.rules import breaches
 from tests.k8s.schemas import schema_problems
 
@@ -73,6 +74,23 @@ def test_a_node_keeps_every_rule_once_the_job_is_laid_over_the_runtime(
     sizes = {volume["name"]: volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume}
     assert sizes["plumbline-scratch-tmp"] == settings.scratch["/tmp"]
     assert sizes["plumbline-shm"] == (settings.shared_memory or "2Gi")
+
+
+def test_the_job_that_the_docs_make_by_hand_fits_the_schema_and_names_what_is_there(
+    overlays: dict[str, list[Manifest]],
+) -> None:
+    text = (K8S.parent / "docs" / "ppo-scale.md").read_text()
+    (job,) = [one for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) for one in load(block)]
+    assert schema_problems(job) == []
+    there = {name_of(one): one for one in overlays["prod+"]}
+    runtime = there[f"{job['spec']['runtimeRef']['kind']}/{job['spec']['runtimeRef']['name']}"]
+    (patch,) = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert patch["name"] == replicated["name"]
+    volumes = patch["template"]["spec"]["template"]["spec"]["volumes"]
+    known = {volume["name"] for volume in replicated["template"]["spec"]["template"]["spec"]["volumes"]}
+    assert {volume["name"] for volume in volumes} - known == {"shared"}
+    assert f"PersistentVolumeClaim/{volumes[0]['persistentVolumeClaim']['claimName']}" in there
 
 
 def test_the_account_of_the_nodes_is_bound_to_nothing(overlays: dict[str, list[Manifest]]) -> None:

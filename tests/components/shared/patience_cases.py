@@ -11,13 +11,14 @@ import torch
 from components.shared.files import write_json
 from components.shared.world import World
 
-_LATE_SECONDS = 3.0
+_LATE_SECONDS = 4.0
 """More than an exchange in a training step may take here."""
 _GIVEN_UP_SECONDS = 30.0
 
 
 def main(folder: Path) -> None:
     world = World.join()
+    world.wait()
     world.sum_(torch.ones(1))  # the connection is there
     world.together(lambda: time.sleep(_LATE_SECONDS) if world.is_main else None)
     if world.is_main:

@@ -64,6 +64,8 @@ class SmallCluster:
             )
             for node in range(trainer["numNodes"])
         ]
+        if "deletionTimestamp" in job["metadata"] or job["metadata"]["name"] not in self.jobs:
+            self.end()  # deleted before its pods were there
         threading.Thread(target=self._read_log, args=(self.nodes[0],), daemon=True).start()
         status = self._wait_for_nodes()
         kind, reason = ("Complete", "JobsCompleted") if status == 0 else ("Failed", "FailedJobs")

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from small_cluster import SmallCluster, small_cluster
 
+from components.shared import launch
 from components.shared.errors import InputError
 from components.shared.trainjob import TrainJobSettings, step_environment, train_job
 from components.shared.trainjob_run import TrainJobError, run_train_job
@@ -126,6 +127,14 @@ def test_a_path_that_would_be_mounted_twice_is_refused() -> None:
 def test_the_nodes_run_as_the_account_of_the_runtime_unless_the_settings_name_another() -> None:
     assert "serviceAccountName" not in _pod(_make_job())
     assert _pod(_make_job(service_account="with-an-identity"))["serviceAccountName"] == "with-an-identity"
+
+
+def test_nodes_have_the_time_to_save_that_the_settings_give() -> None:
+    settings = TrainJobSettings(nodes=2, image="x", grace_seconds=900)
+    assert _pod(_make_job(grace_seconds=900))["terminationGracePeriodSeconds"] == 900
+    assert launch._node_environment(settings)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "870"
+    with pytest.raises(ValueError, match="grace_seconds"):
+        _make_job(grace_seconds=20)  # less than torch's launcher needs to end
 
 
 def test_a_variable_that_comes_from_a_secret_is_not_given_by_value_too() -> None:
