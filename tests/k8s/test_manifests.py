@@ -63,6 +63,11 @@ def test_a_manifest_that_breaks_one_rule_is_caught_by_that_rule_alone(
         {"object": "CronJob/plumbline-release-due", "at": "apiVersion", "value": "batch/v1beta1"},
         {"object": "NetworkPolicy/review", "at": "spec.ingress.0.form", "value": []},
         {"object": "HorizontalPodAutoscaler/plumbline-review", "at": "spec.maxReplicas"},
+        {
+            "object": "ValidatingAdmissionPolicy/plumbline-training-priority",
+            "at": "spec.validations.0.rule",
+            "value": "true",
+        },
     ],
 )
 def test_a_manifest_of_another_shape_is_refused_by_kubernetes_schema(
