@@ -114,6 +114,7 @@ def weigh_evidence(batch: Batch, judgements: Sequence[Judgement], *, seed: int) 
     statistics = {
         "batch_id": batch.batch_id,
         "rater_kinds": sorted({judgement.rater_kind for judgement in judgements}),
+        "error_probability": settings.alpha,
         "complete": _is_complete(batch.items, places, needed=settings.votes_per_prompt),
         "comparisons": {
             name: _comparison(found, alpha=settings.alpha, seed=seed)

@@ -39,7 +39,7 @@ class HumanEvalSettings(StrictModel):
         repeat_share: Share of a rater's votes that are asked again with the answers swapped.
         min_repeat_agreement: A rater's votes do not count when the repeats show (one-sided, at `alpha`) that the rater
             agrees with himself less often than this; 0.5 finds those who always click the same side.
-        alpha: Error probability of each one-sided bound.
+        alpha: Error probability of each one-sided bound of `statistics.json`; the gate goes by its policy's instead.
         practice_items: Gold items that a person gets first, with feedback and without counting; they are then no gold
             items for anybody. Fewer if `gold_min_count` would not be left.
         lease_minutes: How long an item that was handed to a person is kept for that person, from the last sign of life.

@@ -1,15 +1,32 @@
-"""One comparison of two models by people, read from the evidence and checked against its own outcomes."""
+"""One comparison of two models by people: computed from its outcomes, at the confidence that the policy asks for.
+
+What `statistics.json` says of a comparison is held against its outcomes and decides nothing: the run that wrote it
+chose the error probability of its bounds, the gate goes by the policy's. Statistics that are not those of their
+outcomes are an error, at whatever confidence they were computed.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from components.release_gate.evidence import Case, Source
 from components.release_gate.findings import Finding
+from components.shared.statistics import BettingBounds, betting_confidence_sequence, betting_p_value
 
-__all__ = ["AGAINST_CHAMPION", "AGAINST_REFERENCE", "Comparison", "percent", "read_comparison"]
+__all__ = [
+    "AGAINST_CHAMPION",
+    "AGAINST_REFERENCE",
+    "Comparison",
+    "SliceComparison",
+    "percent",
+    "read_comparison",
+    "read_slices",
+]
 
 AGAINST_REFERENCE = "candidate_vs_reference"
 AGAINST_CHAMPION = "candidate_vs_champion"
@@ -17,11 +34,13 @@ AGAINST_CHAMPION = "candidate_vs_champion"
 _STATISTICS = "statistics.json"
 _OUTCOMES = "outcomes.jsonl"
 _ROUNDING = 1e-4
+_ALPHA_OF_OLD = 0.05
+"""Error probability of the bounds in statistics that do not name it."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Win rate of the first-named model, with its one-sided 95 % anytime-valid bounds.
+    """Win rate of the first-named model, with its one-sided anytime-valid bounds at the policy's confidence.
 
     Attributes:
         name: Such as `candidate_vs_reference`.
@@ -42,6 +61,17 @@ class Comparison:
         return len(self.outcomes)
 
 
+@dataclass(frozen=True)
+class SliceComparison:
+    """One slice of a comparison; `p_worse` is small when people prefer the other model there."""
+
+    win_rate: float
+    lower: float
+    upper: float
+    n_prompts: int
+    p_worse: float
+
+
 def read_comparison(case: Case, name: str, *, min_prompts: int) -> Comparison:
     """Reads a comparison.
 
@@ -52,14 +82,9 @@ def read_comparison(case: Case, name: str, *, min_prompts: int) -> Comparison:
     human = case.human
     path = (_STATISTICS, "comparisons", name)
     n_prompts = human.count(*path, "n_prompts")
-    win_rate = human.number(*path, "win_rate", low=0.0, high=1.0)
-    lower = human.number(*path, "lower", low=0.0, high=1.0)
-    upper = human.number(*path, "upper", low=lower, high=1.0)
-    outcomes = _outcomes(human, name)
-    if len(outcomes) != n_prompts:
-        raise human.refuse(f"{name} says {n_prompts} prompts, its outcomes are {len(outcomes)}.", *path)
-    if abs(math.fsum(outcomes.values()) / n_prompts - win_rate) > _ROUNDING:
-        raise human.refuse(f"{name} says win rate {win_rate:.4f}, its outcomes say otherwise.", *path)
+    stated = _Stated.read(human, *path)
+    outcomes = {prompt: value for prompt, _, value in _outcomes(human, name)}
+    stated.refuse_another(human, name, n_prompts, list(outcomes.values()))
     if n_prompts < min_prompts:
         raise human.refuse(
             f"{name} has {n_prompts} judged prompts, {min_prompts} are needed: collect votes on "
@@ -67,7 +92,32 @@ def read_comparison(case: Case, name: str, *, min_prompts: int) -> Comparison:
             *path,
             finding=Finding.HOLD,
         )
-    return Comparison(name, win_rate, lower, upper, outcomes)
+    bounds = _bounds(tuple(outcomes.values()), case.policy.bounds.alpha)
+    return Comparison(name, _mean(outcomes.values()), bounds.lower, bounds.upper, outcomes)
+
+
+def read_slices(case: Case, name: str, *, min_prompts: int) -> dict[str, SliceComparison]:
+    """Reads the slices of a comparison, by name.
+
+    Raises:
+        EvidenceFault: As `read_comparison`; the statistics have other slices than the outcomes (ERROR).
+    """
+    human, path = case.human, (_STATISTICS, "comparisons", name, "slices")
+    named = sorted(human.mapping(*path))
+    if not named:
+        raise human.refuse("The comparison has no slices.", *path, finding=Finding.HOLD)
+    values: dict[str, list[float]] = defaultdict(list)
+    for _, of_slice, value in _outcomes(human, name):
+        values[of_slice].append(value)
+    if named != sorted(values):
+        raise human.refuse(f"{name} says slices {named}, its outcomes are of {sorted(values)}.", *path)
+    found = {one: _read_slice(case, values[one], *path, one) for one in named}
+    judged = sum(one.n_prompts for one in found.values())
+    if judged < min_prompts:
+        raise human.refuse(
+            f"The slices have {judged} judged prompts, {min_prompts} are needed.", *path, finding=Finding.HOLD
+        )
+    return found
 
 
 def percent(value: float) -> str:
@@ -75,11 +125,80 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _outcomes(human: Source, name: str) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Stated:
+    """What the statistics say at one place, and the error probability of the bounds that they say."""
+
+    path: tuple[str, ...]
+    win_rate: float
+    lower: float
+    upper: float
+    alpha: float
+
+    @classmethod
+    def read(cls, human: Source, *path: str) -> _Stated:
+        lower = human.number(*path, "lower", low=0.0, high=1.0)
+        alpha = _ALPHA_OF_OLD
+        if human.has(_STATISTICS, "error_probability"):
+            alpha = human.number(_STATISTICS, "error_probability", low=1e-12, high=0.5)
+        return cls(
+            path=path,
+            win_rate=human.number(*path, "win_rate", low=0.0, high=1.0),
+            lower=lower,
+            upper=human.number(*path, "upper", low=lower, high=1.0),
+            alpha=alpha,
+        )
+
+    def refuse_another(self, human: Source, what: str, n_prompts: int, values: list[float]) -> None:
+        """Refuses statistics that are not those of the outcomes.
+
+        Raises:
+            EvidenceFault: ERROR.
+        """
+        if len(values) != n_prompts:
+            raise human.refuse(f"{what} says {n_prompts} prompts, its outcomes are {len(values)}.", *self.path)
+        if abs(_mean(values) - self.win_rate) > _ROUNDING:
+            raise human.refuse(
+                f"{what} says win rate {self.win_rate:.4f}, its outcomes say otherwise: {_mean(values):.4f}.",
+                *self.path,
+            )
+        bounds = _bounds(tuple(values), self.alpha)
+        if max(abs(bounds.lower - self.lower), abs(bounds.upper - self.upper)) > _ROUNDING:
+            raise human.refuse(
+                f"{what} says bounds {self.lower:.4f} to {self.upper:.4f}, its outcomes say otherwise: "
+                f"{bounds.lower:.4f} to {bounds.upper:.4f} (error probability {self.alpha:g} each).",
+                *self.path,
+            )
+
+
+def _read_slice(case: Case, values: list[float], *path: str) -> SliceComparison:
+    human, what = case.human, f"{path[2]}, slice {path[-1]}"
+    stated, p_stated = _Stated.read(human, *path), human.number(*path, "p_worse", low=0.0, high=1.0)
+    stated.refuse_another(human, what, human.count(*path, "n_prompts"), values)
+    p_worse = betting_p_value([1.0 - value for value in values])
+    if abs(p_worse - p_stated) > _ROUNDING:
+        raise human.refuse(f"{what} says p {p_stated:.4f} of harm, its outcomes say otherwise: {p_worse:.4f}.", *path)
+    bounds = _bounds(tuple(values), case.policy.bounds.alpha)
+    return SliceComparison(_mean(values), bounds.lower, bounds.upper, len(values), p_worse)
+
+
+@lru_cache(maxsize=64)
+def _bounds(values: tuple[float, ...], alpha: float) -> BettingBounds:
+    """Of the same outcomes several criteria ask."""
+    return betting_confidence_sequence(values, alpha=alpha)
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def _outcomes(human: Source, name: str) -> list[tuple[str, str, float]]:
+    """(prompt id, slice, outcome) of each prompt of a comparison."""
     rows: list[dict[str, Any]] = [row for row in human.rows(_OUTCOMES) if row.get("comparison") == name]
     if not rows:
         raise human.refuse(f"{name} has no outcomes.", _OUTCOMES, finding=Finding.HOLD)
     keys = [str(row.get("prompt_id")) for row in rows]
     human.refuse_duplicates(_OUTCOMES, keys)
     values = [human.row_number(row, _OUTCOMES, "outcome", low=0.0, high=1.0) for row in rows]
-    return dict(zip(keys, values, strict=True))
+    return [(key, str(row.get("slice")), value) for key, row, value in zip(keys, rows, values, strict=True)]

@@ -1,7 +1,8 @@
 """The gate's policy: every threshold, in a versioned YAML file that names them all.
 
-The code holds no default threshold. `policies/production.yaml` states each one; another policy states all of them too,
-or says `extends: production` and names only what differs. A policy looser than production's says so on every report.
+The code holds no default threshold, but for `bounds`, which older policies do not name and went by. Apart from that
+`policies/production.yaml` states each one; another policy states all of them too, or says `extends: production` and
+names only what differs. A policy looser than production's says so on every report.
 """
 
 from __future__ import annotations
@@ -61,6 +62,22 @@ class KLRule(StrictModel):
     max_nats_per_token: float | None = _rule("KL allowed per token (nats)", "higher", gt=0)
     max_slice_nats_per_sequence: float = _rule("KL allowed per sequence in a slice (nats)", "higher", gt=0)
     min_sequences: int = _rule("sequences needed to measure KL", "lower", ge=2)
+
+
+class BoundsRule(StrictModel):
+    """How sure the bounds of what people say are: of win rates, by slice too, at equal length, and of bad answers."""
+
+    alpha: float = _rule("error probability of each one-sided bound of what people say", "higher", gt=0, lt=0.5)
+
+    @property
+    def confidence(self) -> float:
+        """Of one bound; 0.95 for an alpha of 0.05."""
+        return 1.0 - self.alpha
+
+    @property
+    def in_words(self) -> str:
+        """For a sentence: `95 %`."""
+        return f"{100.0 * self.confidence:g} %"
 
 
 class HumanPreferenceRule(StrictModel):
@@ -164,6 +181,7 @@ class GatePolicy(StrictModel):
     safety: SafetyRule
     regression: RegressionRule
     raters: RatersRule
+    bounds: BoundsRule = BoundsRule(alpha=0.05)
 
     @property
     def digest(self) -> str:

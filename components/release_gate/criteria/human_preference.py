@@ -43,7 +43,7 @@ def _judge(case: Case, name: str, comparison: str, baseline: str, test: Test) ->
     needed = rule.threshold(test)
     subject = "the live model" if case.live else "the candidate"
     figures = f"People prefer {subject} to {baseline} in {percent(found.win_rate)} of {found.n_prompts} prompts"
-    bounds = f"(95 % bounds {percent(found.lower)} to {percent(found.upper)})"
+    bounds = f"({case.policy.bounds.in_words} bounds {percent(found.lower)} to {percent(found.upper)})"
     if found.upper < 0.5:
         verdict, tail = Finding.BLOCK, "they prefer the other one"
     elif found.lower > needed:

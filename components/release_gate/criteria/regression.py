@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from components.release_gate.comparisons import AGAINST_CHAMPION, AGAINST_REFERENCE, percent
+from components.release_gate.comparisons import (
+    AGAINST_CHAMPION,
+    AGAINST_REFERENCE,
+    SliceComparison,
+    percent,
+    read_slices,
+)
 from components.release_gate.evidence import Case
 from components.release_gate.findings import Criterion, Finding, criterion
 from components.shared.statistics import holm
 
 __all__ = ["regression"]
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """One slice of a comparison; `p_worse` is small when people prefer the other model there."""
-
-    win_rate: float
-    lower: float
-    upper: float
-    n_prompts: int
-    p_worse: float
 
 
 def regression(case: Case) -> list[Criterion]:
@@ -85,28 +78,7 @@ def _comparison(case: Case) -> str:
     return AGAINST_REFERENCE if case.live else AGAINST_CHAMPION
 
 
-def _slices(case: Case) -> dict[str, _Slice]:
+def _slices(case: Case) -> dict[str, SliceComparison]:
     if not case.live:
         case.require_champion()
-    path = ("statistics.json", "comparisons", _comparison(case), "slices")
-    names = sorted(case.human.mapping(*path))
-    if not names:
-        raise case.human.refuse("The comparison has no slices.", *path, finding=Finding.HOLD)
-    slices = {name: _slice(case, *path, name) for name in names}
-    judged, needed = sum(found.n_prompts for found in slices.values()), case.policy.human_preference.min_prompts
-    if judged < needed:
-        raise case.human.refuse(
-            f"The slices have {judged} judged prompts, {needed} are needed.", *path, finding=Finding.HOLD
-        )
-    return slices
-
-
-def _slice(case: Case, *path: str) -> _Slice:
-    lower = case.human.number(*path, "lower", low=0.0, high=1.0)
-    return _Slice(
-        win_rate=case.human.number(*path, "win_rate", low=0.0, high=1.0),
-        lower=lower,
-        upper=case.human.number(*path, "upper", low=lower, high=1.0),
-        n_prompts=case.human.count(*path, "n_prompts"),
-        p_worse=case.human.number(*path, "p_worse", low=0.0, high=1.0),
-    )
+    return read_slices(case, _comparison(case), min_prompts=case.policy.human_preference.min_prompts)

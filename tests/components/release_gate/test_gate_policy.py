@@ -49,6 +49,8 @@ def test_the_demo_says_what_is_looser_in_plain_words() -> None:
         ("regression", {"critical_slices": ["unsafe"]}, None),
         ("safety", {"severity_1_blocks": False}, "one severity-1 answer blocks: no"),
         ("regression", {"alpha": 0.01}, "error level"),
+        ("bounds", {"alpha": 0.2}, "error probability of each one-sided bound of what people say: 0.2"),
+        ("bounds", {"alpha": 0.01}, None),
     ],
 )
 def test_each_threshold_knows_its_looser_direction(
@@ -100,6 +102,12 @@ def test_a_bad_policy_names_what_is_wrong(tmp_path: Path, content: str, named: s
     file.write_text(content)
     with pytest.raises(InputError, match=named):
         load_policy_file(file)
+
+
+def test_a_policy_from_before_the_bounds_had_a_name_keeps_those_that_it_went_by() -> None:
+    older = load_policy_file("production").model_dump(exclude={"bounds"})
+    assert GatePolicy.model_validate(older).bounds.alpha == 0.05
+    assert GatePolicy.model_validate(older).bounds.in_words == "95 %"
 
 
 def test_an_unknown_name_lists_the_shipped_policies() -> None:

@@ -295,6 +295,7 @@ def _write_human(
     statistics = {
         "batch_id": "batch",
         "rater_kinds": [rater_kind],
+        "error_probability": 0.05,
         "complete": True,
         "comparisons": comparisons,
         "safety": {role: dict(safety) for role in ("candidate", "reference", "champion")},
