@@ -39,6 +39,8 @@ def _say(entry: Entry) -> tuple[str, str] | None:
         case Event.ROLLED_BACK:
             restored = entry.data.get("restored")
             return "rolled_back", f"{name} was rolled back by {entry.actor}; version {restored} is champion again."
+        case Event.HOLD | Event.FAIL if entry.data.get("alarm"):
+            return "live_alarm", f"{name} is live."
         case Event.FAIL:
             return "gate_error", f"{name} could not be judged or promoted."
     return None

@@ -43,6 +43,7 @@ def judged_release(case: Case, subject: Subject, judgement: Judgement, *, actor:
         importers=tuple(sorted(importers_of(judgements))),
         win_rate=_win_rate(judgement.criteria),
         evidence_at=case.human.finished_at,
+        alarm=judgement.alarm,
     )
 
 

@@ -77,6 +77,7 @@ class JudgedRelease:
         importers: Logins of those who imported judgements that it rests on.
         win_rate: Share of prompts on which people prefer the model to the one that it is compared with; None: unknown.
         evidence_at: When the evidence of people was read (UTC, ISO 8601); "" if it is not known.
+        alarm: Harm is seen on the live model, in evidence that cannot roll it back.
     """
 
     verdict: Verdict
@@ -91,6 +92,7 @@ class JudgedRelease:
     importers: tuple[str, ...] = ()
     win_rate: float | None = None
     evidence_at: str = ""
+    alarm: bool = False
 
     @property
     def binding(self) -> str:
@@ -210,6 +212,7 @@ def _move(version: str, event: Event, judged: JudgedRelease, key: str = "") -> M
         "run": pipeline_run(),
         "win_rate": judged.win_rate,
         "evidence_at": _not_after_now(judged.evidence_at),
+        **({"alarm": True} if judged.alarm else {}),
     }
     return Move(version, event, judged.actor, judged.reason, dict(judged.digests), details)
 

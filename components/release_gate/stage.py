@@ -222,7 +222,9 @@ def _weigh(task: _Task, case: Case, subject: Subject, office: Office) -> tuple[J
     judgement = nowhere_to_go_back(judgement, subject)
     awaited = read_awaited(task.folders["human_evidence"]) if judgement.verdict is Verdict.HOLD else None
     if awaited is not None:
-        judgement = replace(judgement, reasons=[awaited.reason, *judgement.reasons])
+        first = 1 if judgement.alarm else 0
+        reasons = [*judgement.reasons[:first], awaited.reason, *judgement.reasons[first:]]
+        judgement = replace(judgement, reasons=reasons)
     return judgement, awaited
 
 
@@ -357,7 +359,8 @@ def _as_result(outcome: Outcome) -> dict[str, Any]:
 def _announce(judgement: Judgement, looser: list[str], rules: GatePolicy, model: str, version: str) -> None:
     if looser:
         _logger.warning("Policy %s is looser than production: %s.", rules.name, "; ".join(looser))
-    _logger.info("%s: %s version %s. %s", judgement.verdict, model, version, " ".join(judgement.reasons))
+    level = logging.ERROR if judgement.alarm else logging.INFO
+    _logger.log(level, "%s: %s version %s. %s", judgement.verdict, model, version, " ".join(judgement.reasons))
 
 
 def _actor() -> str:

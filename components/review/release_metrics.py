@@ -123,7 +123,7 @@ def _verdicts(views: list[LedgerView]) -> Iterator[GaugeMetricFamily]:
     labels = ["model", "version"]
     error = GaugeMetricFamily("plumbline_release_gate_error", "Whether the gate's latest word is ERROR.", labels=labels)
     alarm = GaugeMetricFamily(
-        "plumbline_release_live_alarm", "Whether harm was shown on a live version.", labels=labels
+        "plumbline_release_live_alarm", "Whether harm was shown, or seen, on a live version.", labels=labels
     )
     wins = GaugeMetricFamily(
         "plumbline_release_live_win_rate",
@@ -143,7 +143,7 @@ def _verdicts(views: list[LedgerView]) -> Iterator[GaugeMetricFamily]:
                 error.add_metric([view.model, version], last.event == Event.FAIL)
             if not is_live(state):
                 continue
-            alarm.add_metric([view.model, version], last.event == Event.ALARM)
+            alarm.add_metric([view.model, version], last.event == Event.ALARM or bool(last.data.get("alarm")))
             promoted = view.last(version, Event.PROMOTED)
             if promoted is None or last.sequence < promoted.sequence:
                 continue

@@ -58,8 +58,8 @@ class Notice:
 
     Attributes:
         id: Derived from the event, so that the same event is never two notices.
-        kind: `approval_needed`, `promoted`, `rolled_back`, `gate_error`, `evidence_complete`, `evidence_overdue`,
-            `release_run_failed`, `review_key_replaced`, `run_ended`.
+        kind: `approval_needed`, `promoted`, `rolled_back`, `gate_error`, `live_alarm`, `evidence_complete`,
+            `evidence_overdue`, `release_run_failed`, `review_key_replaced`, `run_ended`.
         text: In words.
         details: Further fields of the body.
     """

@@ -23,6 +23,7 @@ from components.shared.champion import resolve_champion
 from components.shared.errors import ArtifactError, InputError, PlumblineError
 from components.shared.files import read_json
 from components.shared.ledger_table import database_url, open_engine
+from components.shared.notices import open_outbox
 from components.shared.review_key import register_key
 
 
@@ -237,6 +238,25 @@ def test_a_policy_may_leave_the_rollback_to_people(tmp_path: Path) -> None:
     policy = _write_policy(tmp_path, release={"auto_rollback": False})
     result = _gate(tmp_path, soak, "soak-decision", candidate="", mode="live", policy=policy)
     assert (result["verdict"], result["roll_back"]) == ("ROLLBACK", False)
+
+
+def test_votes_that_the_policy_does_not_accept_roll_nothing_back_and_people_are_told(tmp_path: Path) -> None:
+    champion = _promote_first(tmp_path)
+    bad = make_evidence(tmp_path / "bad", story="overoptimized", weights="bad", champion_digest=champion)
+    _gate(tmp_path, bad)
+    operations.break_glass(MODEL, "2", actor="demo-operator", reason="because I can")
+    soak = make_evidence(
+        tmp_path / "soak", story="overoptimized", weights="bad", reference_digest=champion, rater_kind="simulated"
+    )
+    result = _gate(tmp_path, soak, "soak-decision", candidate="", mode="live", policy="production")
+    assert (result["verdict"], result["roll_back"], result["champion"]) == ("HOLD", False, "2")
+    assert _decision(tmp_path, "soak-decision")["reasons"][0].startswith("ALARM: HARM IS SEEN")
+    entry = open_office().ledger.view(MODEL).entries[-1]
+    assert (entry.event, entry.data["alarm"]) == ("hold", True)
+    notice = open_outbox().undelivered()[-1]
+    assert notice.kind == "live_alarm"
+    assert "roll back by hand" in str(notice.body["text"])
+    assert operations.rollback(MODEL, actor="max", reason="I looked at it")["version"] == "1"
 
 
 def test_good_soak_evidence_confirms_the_champion(tmp_path: Path) -> None:
