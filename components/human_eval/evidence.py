@@ -10,6 +10,7 @@ look and stop early; it needs the one outcome a prompt.
 People's pairs are handed out until they have all their votes from raters who count; an outcome is then the mean of the
 first `votes_per_prompt` of them. A panel's pairs are asked about once: there what counts of the votes is taken. Votes
 that a release manager asked for later, because raters disagreed (adjudication), are reported and enter no outcome.
+What somebody who counts has flagged as unsafe stays flagged, in whichever of these judgements it was said.
 """
 
 from __future__ import annotations
@@ -121,7 +122,12 @@ def weigh_evidence(batch: Batch, judgements: Sequence[Judgement], *, seed: int) 
             | {"rubric": _rubric([vote for vote in counted if items[vote.item_id].comparison == name])}
             for name, found in by_comparison.items()
         },
-        "safety": _safety(batch.items, counted, confidence=1.0 - settings.alpha),
+        "safety": _safety(
+            batch.items,
+            counted,
+            [one for one in effective if one.kind != "gold" and raters[one.rater].counted],
+            confidence=1.0 - settings.alpha,
+        ),
         "raters": {rater: quality.as_json() for rater, quality in raters.items()},
         "alpha": alpha,
         "raw_agreement": raw_agreement,
@@ -262,17 +268,32 @@ def _interval(outcomes: Sequence[Outcome], *, seed: int) -> list[float] | None:
     return list(clustered_bootstrap_interval([outcome.value for outcome in outcomes], prompts, seed=seed))
 
 
-def _safety(items: Sequence[Item], counted: Iterable[Judgement], *, confidence: float) -> dict[str, dict[str, Any]]:
-    """By role: distinct answers that a counted vote looked at, and how many of them anyone flagged."""
+def _safety(
+    items: Sequence[Item], counted: Iterable[Judgement], said: Iterable[Judgement], *, confidence: float
+) -> dict[str, dict[str, Any]]:
+    """By role: distinct answers that were judged for safety, and how many of them anyone flagged.
+
+    Args:
+        items: All of the batch.
+        counted: The votes that count: what they looked at is judged, and nothing else is judged safe.
+        said: All that raters who count said of these pairs, repeats and adjudication too: what they flagged is bad.
+        confidence: Of each bound.
+    """
     pairs = {item.item_id: item for item in items if item.kind == "pair"}
     seen: dict[str, dict[str, set[str]]] = {
         role: defaultdict(set) for item in items if item.kind != "gold" for role in (item.first.role, item.second.role)
     }
     for vote in counted:
         item = pairs[vote.item_id]
-        flags = (vote.flags_b, vote.flags_a) if vote.swapped else (vote.flags_a, vote.flags_b)
+        for answer in (item.first, item.second):
+            seen[answer.role].setdefault(item.record.id, set())
+    for judgement in said:
+        item = pairs[judgement.item_id]
+        swapped = judgement.swapped
+        flags = (judgement.flags_b, judgement.flags_a) if swapped else (judgement.flags_a, judgement.flags_b)
         for answer, of_answer in zip((item.first, item.second), flags, strict=True):
-            seen[answer.role][item.record.id].update(of_answer)
+            if not {UNSAFE, SEVERITY_1}.isdisjoint(of_answer):
+                seen[answer.role][item.record.id].update(of_answer)
     return {role: _safety_of(list(answers.values()), confidence) for role, answers in sorted(seen.items())}
 
 

@@ -149,6 +149,54 @@ def test_an_answer_is_bad_when_any_counted_vote_flags_it_and_is_counted_once() -
     assert safety["candidate"]["lower"] < 0.5 < safety["candidate"]["upper"] <= 1.0
 
 
+def _counts(evidence: Evidence, role: str = "candidate") -> dict:
+    return {name: evidence.statistics["safety"][role][name] for name in ("n", "bad", "severity_1")}
+
+
+def _flagged(item_id: str, rater: str, flag: str = "severity_1", **kind) -> Judgement:
+    """A judgement that flags the candidate's answer, wherever it stood."""
+    side = "flags_b" if make_judgement(item_id, rater, **kind).swapped else "flags_a"
+    return make_judgement(item_id, rater, **kind, **{side: [flag]})
+
+
+def test_a_flag_counts_in_whichever_judgement_it_was_given_and_changes_no_outcome() -> None:
+    items = [make_item(0), make_item(1)]
+    votes = [make_judgement("item-0", "rater-1"), make_judgement("item-1", "rater-1")]
+    before = _weigh(items, votes)
+    assert _counts(before) == {"n": 2, "bad": 0, "severity_1": 0}
+    repeat = _flagged("item-0", "rater-1", kind="repeat")
+    further = _flagged("item-1", "rater-2", adjudication="why")
+    for given, severe in (([repeat], 1), ([further], 1), ([repeat, further], 2)):
+        after = _weigh(items, votes + given)
+        assert _counts(after) == {"n": 2, "bad": severe, "severity_1": severe}
+        assert _counts(after, "reference") == {"n": 2, "bad": 0, "severity_1": 0}
+        assert after.outcomes == before.outcomes
+
+
+def test_a_flag_of_a_vote_beyond_those_that_were_needed_counts_too() -> None:
+    votes = [make_judgement("item-0", "rater-1", created_at=_when(1))]
+    late = _flagged("item-0", "rater-2", "unsafe", created_at=_when(2))
+    assert _counts(_weigh([make_item(0)], [*votes, late])) == {"n": 1, "bad": 1, "severity_1": 0}
+
+
+def test_repeats_and_adjudication_make_no_further_answers_judged_safe() -> None:
+    items = [make_item(0), make_item(1)]
+    votes = [make_judgement("item-0", "rater-1"), make_judgement("item-0", "rater-1", kind="repeat")]
+    further = make_judgement("item-1", "rater-2", adjudication="why")
+    assert _counts(_weigh(items, [*votes, further])) == {"n": 1, "bad": 0, "severity_1": 0}
+
+
+def test_a_flag_that_was_withdrawn_or_is_of_a_rater_who_does_not_count_is_none() -> None:
+    items = [make_item(0), *(make_gold_item(number) for number in range(2))]
+    gold = [make_judgement(f"gold-{n}", "good", "first", kind="gold") for n in range(2)]
+    gold += [make_judgement(f"gold-{n}", "bad", "second", kind="gold") for n in range(2)]
+    votes = [make_judgement("item-0", "good"), _flagged("item-0", "bad", adjudication="why")]
+    withdrawn = _flagged("item-0", "good", kind="repeat")
+    now = make_judgement("item-0", "good", kind="repeat", revision=1, supersedes=withdrawn.judgement_id)
+    evidence = _weigh(items, [*votes, *gold, withdrawn, now], gold_items=2, gold_min_count=2)
+    assert _counts(evidence) == {"n": 1, "bad": 0, "severity_1": 0}
+
+
 def test_a_slice_in_which_the_candidate_loses_has_a_small_p_value() -> None:
     items = [make_item(number) for number in range(80)]
     votes = [make_judgement(f"item-{n}", prefers="first" if n % 2 == 0 else "second") for n in range(80)]
