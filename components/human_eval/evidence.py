@@ -88,13 +88,16 @@ class Evidence:
     statistics: dict[str, Any]
 
 
-def weigh_evidence(batch: Batch, judgements: Sequence[Judgement], *, seed: int) -> Evidence:
+def weigh_evidence(
+    batch: Batch, judgements: Sequence[Judgement], *, seed: int, stopped_early: str | None = None
+) -> Evidence:
     """Computes all statistics of a batch.
 
     Args:
         batch: What was asked.
         judgements: All that was answered, superseded judgements included.
         seed: Of the bootstrap.
+        stopped_early: On what the stopping rule closed the batch, if it did: it is then complete without further votes.
 
     Returns:
         Numbers are None, never a guess, where nobody has judged yet.
@@ -116,7 +119,8 @@ def weigh_evidence(batch: Batch, judgements: Sequence[Judgement], *, seed: int) 
         "batch_id": batch.batch_id,
         "rater_kinds": sorted({judgement.rater_kind for judgement in judgements}),
         "error_probability": settings.alpha,
-        "complete": _is_complete(batch.items, places, needed=settings.votes_per_prompt),
+        "complete": bool(stopped_early) or _is_complete(batch.items, places, needed=settings.votes_per_prompt),
+        "stopped_early": stopped_early,
         "comparisons": {
             name: _comparison(found, alpha=settings.alpha, seed=seed)
             | {"rubric": _rubric([vote for vote in counted if items[vote.item_id].comparison == name])}
@@ -146,7 +150,9 @@ def _first_votes(counted: Sequence[Judgement], *, needed: int) -> list[Judgement
     return [vote for of_item in found.values() for vote in of_item[:needed]]
 
 
-def decided_comparisons(batch: Batch, judgements: Sequence[Judgement], *, from_prompts: int) -> list[str]:
+def decided_comparisons(
+    batch: Batch, judgements: Sequence[Judgement], *, from_prompts: int, by_now: bool = False
+) -> list[str]:
     """Whether every comparison of the candidate in a batch of people is decided, each in words; else nothing.
 
     The bounds come from the confidence sequence, so that it does no harm to ask after every vote.
@@ -155,6 +161,8 @@ def decided_comparisons(batch: Batch, judgements: Sequence[Judgement], *, from_p
         batch: What was asked.
         judgements: All that was answered.
         from_prompts: Outcomes that a comparison must have.
+        by_now: What was decided once stays so, as the running intersection of the bounds is as valid as the last ones:
+            a vote that came in while the batch was being closed does not open the question again.
     """
     effective = effective_judgements(judgements)
     raters = rate_raters(effective, batch.settings)
@@ -169,7 +177,9 @@ def decided_comparisons(batch: Batch, judgements: Sequence[Judgement], *, from_p
         if len(values) < from_prompts:
             return []
         bounds = betting_confidence_sequence(values, alpha=batch.settings.alpha)
-        if bounds.lower <= 0.5 <= bounds.upper:
+        lower = bounds.lower_path[-1] if by_now else bounds.lower
+        upper = bounds.upper_path[-1] if by_now else bounds.upper
+        if lower <= 0.5 <= upper:
             return []
         said.append(f"{name} on {len(values)} prompts, bounds {bounds.lower:.3f} to {bounds.upper:.3f}")
     return said

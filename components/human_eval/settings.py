@@ -48,7 +48,8 @@ class HumanEvalSettings(StrictModel):
             and the release run judges them.
         stop_early_from_prompts: From this many outcomes on, a batch of people closes as soon as the confidence sequence
             of every comparison of the candidate has decided for or against it; None waits for all votes. What the gate
-            reads from fixed-size intervals (safety, length) then rests on fewer prompts.
+            reads from fixed-size intervals (safety, length) then rests on fewer prompts: no fewer than the policy's
+            `safety.min_answers`, or the gate holds on a closed batch.
     """
 
     panel: str = PEOPLE

@@ -3,10 +3,10 @@
     evaluation > batch of blind pairs > evidence database > judgements > statistics > `human_evidence`
 
 With people as raters the step only opens the batch and reports what is there so far (`complete` is false until every
-pair has its votes); run again later, it finds the same batch with the votes that have come in. Where its inputs lie
-goes into the artifact's manifest, so that a later release run finds them again. A plugged-in panel
-judges at once, and its votes are marked as simulated or AI. What is complete is closed, so that nobody changes a vote
-that the gate has seen.
+pair has its votes, or the stopping rule has closed the batch); run again later, it finds the same batch with the votes
+that have come in. Where its inputs lie goes into the artifact's manifest, so that a later release run finds them again.
+A plugged-in panel judges at once, and its votes are marked as simulated or AI. What is complete is closed, so that
+nobody changes a vote that the gate has seen.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from components.human_eval.gold_items import demonstration_gold_pairs, given_gol
 from components.human_eval.imports import find_imports, tell_imports
 from components.human_eval.panel import RaterPanel, judge_assignments, load_panel, panel_gold_pairs
 from components.human_eval.settings import PEOPLE, HumanEvalSettings
+from components.human_eval.stopping import why_stopped_early
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.errors import InputError
 from components.shared.files import write_json, write_jsonl
@@ -72,7 +73,8 @@ def run(
         if panel is not None:
             _judge_what_is_open(panel, batch, database)
         judgements = database.judgements(batch.batch_id)
-        evidence = weigh_evidence(batch, judgements, seed=seed)
+        stopped_early = why_stopped_early(database, batch.batch_id)
+        evidence = weigh_evidence(batch, judgements, seed=seed, stopped_early=stopped_early)
         imports = find_imports(database, batch.batch_id)
         evidence.statistics["imports"] = tell_imports(imports, judgements)
         _close_if_settled(database, batch, evidence)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 
+from components.human_eval.database import EvidenceDatabase
 from components.human_eval.desk import RatingDesk
 from components.human_eval.evidence import decided_comparisons
 from components.shared.errors import PlumblineError
 
-__all__ = ["DEADLINE", "STOPPING_RULE", "close_what_has_ended"]
+__all__ = ["DEADLINE", "STOPPING_RULE", "close_what_has_ended", "why_stopped_early"]
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +42,18 @@ def close_what_has_ended(desk: RatingDesk, *, now: datetime | None = None) -> li
     return [batch_id for batch_id in unclosed if database.closure(batch_id) is not None]
 
 
+def why_stopped_early(database: EvidenceDatabase, batch_id: str) -> str | None:
+    """On what the stopping rule closed a batch, in words, computed again from its votes; None if it did not close it.
+
+    A closure under the rule's name on votes that do not decide is none of the rule's.
+    """
+    closure = database.closure(batch_id)
+    if closure is None or closure.actor != STOPPING_RULE:
+        return None
+    needed = database.batch(batch_id).settings.stop_early_from_prompts
+    return _decided(database, batch_id, needed, by_now=True) or None
+
+
 def _close_if_ended(desk: RatingDesk, batch_id: str, now: datetime) -> None:
     reason = _why_decided(desk, batch_id)
     if reason:
@@ -55,8 +68,12 @@ def _close_if_ended(desk: RatingDesk, batch_id: str, now: datetime) -> None:
 
 def _why_decided(desk: RatingDesk, batch_id: str) -> str:
     """What the confidence sequences say, if they decide; "" if not, or if the batch waits for all votes anyway."""
-    needed = desk.plan(batch_id).settings.stop_early_from_prompts
-    if needed is None:
+    return _decided(desk.database, batch_id, desk.plan(batch_id).settings.stop_early_from_prompts)
+
+
+def _decided(database: EvidenceDatabase, batch_id: str, from_prompts: int | None, *, by_now: bool = False) -> str:
+    if from_prompts is None:
         return ""
-    found = decided_comparisons(desk.database.batch(batch_id), desk.database.judgements(batch_id), from_prompts=needed)
+    judgements = database.judgements(batch_id)
+    found = decided_comparisons(database.batch(batch_id), judgements, from_prompts=from_prompts, by_now=by_now)
     return f"Decided: {'; '.join(found)}." if found else ""

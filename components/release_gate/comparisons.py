@@ -48,6 +48,7 @@ class Comparison:
         lower: Lower bound of the confidence sequence.
         upper: Upper bound of the confidence sequence.
         outcomes: Outcome in [0, 1] by prompt id, in the order in which they came.
+        decided: The bounds have shown, by now, that one of the two is preferred.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Comparison:
     lower: float
     upper: float
     outcomes: dict[str, float]
+    decided: bool
 
     @property
     def n_prompts(self) -> int:
@@ -93,7 +95,8 @@ def read_comparison(case: Case, name: str, *, min_prompts: int) -> Comparison:
             finding=Finding.HOLD,
         )
     bounds = _bounds(tuple(outcomes.values()), case.policy.bounds.alpha)
-    return Comparison(name, _mean(outcomes.values()), bounds.lower, bounds.upper, outcomes)
+    decided = bounds.lower_path[-1] > 0.5 or bounds.upper_path[-1] < 0.5
+    return Comparison(name, _mean(outcomes.values()), bounds.lower, bounds.upper, outcomes, decided)
 
 
 def read_slices(case: Case, name: str, *, min_prompts: int) -> dict[str, SliceComparison]:

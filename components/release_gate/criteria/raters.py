@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.release_gate.comparisons import percent
+from components.release_gate.comparisons import AGAINST_CHAMPION, AGAINST_REFERENCE, percent, read_comparison
 from components.release_gate.evidence import Case
 from components.release_gate.findings import Criterion, Finding, criterion
 from components.shared.statistics import binomial_upper
@@ -44,10 +44,27 @@ def _kinds(case: Case) -> Criterion:
 @criterion("raters.complete", threshold="the batch is complete")
 def _complete(case: Case) -> Criterion:
     complete = case.human.value(_STATISTICS, "complete")
-    verdict = Finding.PASS if complete is True else Finding.HOLD
-    reason = "The batch is complete." if complete is True else "Pairs lack votes: let the raters finish an open batch."
+    verdict, reason = Finding.PASS, "The batch is complete."
+    if complete is not True:
+        verdict, reason = Finding.HOLD, "Pairs lack votes: let the raters finish an open batch."
+    elif case.human.has(_STATISTICS, "stopped_early"):
+        undecided = _undecided(case)
+        reason = "The stopping rule closed the batch: each comparison of the candidate is decided."
+        if undecided:
+            verdict, sure = Finding.HOLD, case.policy.bounds
+            reason = (
+                f"The batch was closed as decided before every pair had its votes, but at {sure.in_words} it is not "
+                f"({', '.join(undecided)}): judge more prompts, with human_eval.alpha at most {sure.alpha:g}."
+            )
     source = case.human.cite(_STATISTICS, "complete")
     return Criterion("raters.complete", verdict, reason, threshold="complete", source=source)
+
+
+def _undecided(case: Case) -> list[str]:
+    """Comparisons of the candidate that are not decided by their outcomes, at the policy's confidence."""
+    named = case.human.mapping(_STATISTICS, "comparisons")
+    names = [AGAINST_REFERENCE, *(name for name in (AGAINST_CHAMPION,) if name in named)]
+    return [name for name in names if not read_comparison(case, name, min_prompts=1).decided]
 
 
 @criterion("raters.quality", threshold="gold items and repeats of each counted rater")

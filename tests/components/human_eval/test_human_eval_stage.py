@@ -20,6 +20,8 @@ from components.shared.errors import ArtifactError, InputError
 from components.shared.files import read_json, read_jsonl
 
 STATISTICS = {"batch_id", "rater_kinds", "complete", "comparisons", "safety", "raters"} | {
+    "error_probability",
+    "stopped_early",
     "alpha",
     "raw_agreement",
     "position_bias",
