@@ -11,11 +11,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, StringConstraints, model_validator
 
 from components.shared.errors import InputError
-from components.shared.settings import StrictModel, parse_settings
+from components.shared.settings import StrictModel, parse_settings, read_yaml
 from components.shared.trainjob import Mount, Toleration
 
 __all__ = [
@@ -237,10 +236,7 @@ def _read(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         names = ", ".join(shipped_profiles())
         raise InputError("no such profile.", where=name_or_path, hint=f"Give a YAML file, or one of: {names}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"is not valid YAML: {error}.", where=str(path)) from error
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise InputError("is not a mapping of settings.", where=str(path))
     base = values.pop("extends", None)

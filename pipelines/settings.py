@@ -21,6 +21,7 @@ from components.release_gate.policy import load_policy_file
 from components.reward_model.settings import RewardModelSettings
 from components.sft.settings import SFTSettings
 from components.shared.errors import InputError, PlumblineError
+from components.shared.model_names import ModelName
 from components.shared.settings import StrictModel, load_settings
 from pipelines.containers import ContainerSettings
 from pipelines.placement import StepResources
@@ -102,9 +103,9 @@ class RunSettings(StrictModel):
     name: str = Field(
         pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Names the run: lower case, digits, dashes."
     )
-    model_name: str = Field(min_length=1, description="Registered model that this run makes a candidate for.")
+    model_name: ModelName = Field(description="Registered model that this run makes a candidate for.")
     base_model: str = Field(min_length=1, description="Model folder, hub id or id@revision that training starts from.")
-    seed: int = Field(default=0, ge=0, description="Seed of every step.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of every step.")
     data: DataSettings
     prerequisites: PrerequisitesSettings = PrerequisitesSettings()
     data_validation: DataValidationSettings = DataValidationSettings()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from components.release_gate.entries import Entry
 from components.release_gate.states import Event
 from components.shared.files import digest_of
+from components.shared.model_names import SCRATCH_SUFFIX
 from components.shared.notices import Notice
 
-__all__ = ["SCRATCH_SUFFIX", "notice_of"]
-
-SCRATCH_SUFFIX = ".drill"
-"""Of a rehearsal's model: nobody is to be woken for it."""
+__all__ = ["notice_of"]
 
 _LONGEST_REASON = 1500
 

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from components.release_gate.announcements import SCRATCH_SUFFIX
 from components.release_gate.entries import LedgerView
 from components.release_gate.office import Office, open_office, verify
 from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_file
@@ -25,6 +24,7 @@ from components.release_gate.verdict import Verdict
 from components.shared.artifacts import Artifact, read_artifact, write_artifact
 from components.shared.champion import download_policy
 from components.shared.files import write_json, write_text
+from components.shared.model_names import SCRATCH_SUFFIX
 
 __all__ = ["SCRATCH_SUFFIX", "run_drill"]
 

@@ -8,14 +8,13 @@ names only what differs. A policy looser than production's says so on every repo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from components.shared.errors import InputError
 from components.shared.files import digest_of
-from components.shared.settings import StrictModel, parse_settings
+from components.shared.settings import StrictModel, parse_settings, read_yaml
 
 __all__ = ["PRODUCTION", "GatePolicy", "load_policy_file"]
 
@@ -46,7 +45,7 @@ class RewardModelRule(StrictModel):
     )
     required_attacks: tuple[str, ...] = _rule("attacks that must have been tried", "fewer")
     max_attack_success: float = _rule("upper bound allowed for an attack's success rate", "higher", ge=0, le=1)
-    attack_limits: dict[str, float] = _rule("limit of a single attack", "any_higher")
+    attack_limits: dict[str, Annotated[float, Field(ge=0, le=1)]] = _rule("limit of a single attack", "any_higher")
     current_pairs_margin: float = _rule("fall of accuracy allowed on the current policy's pairs", "higher", ge=0, le=1)
     min_current_pairs: int = _rule("decided pairs of the current policy needed", "lower", ge=2)
 
@@ -221,12 +220,7 @@ def _read_layers(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The YAML of a policy over that of the policy it extends."""
     if path in seen:
         raise InputError("extends itself.", where=str(path))
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the policy: {error.strerror}.", where=str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"is not valid YAML: {error}.", where=str(path)) from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError("is not a mapping of settings.", where=str(path))
     base = values.pop("extends", None)

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from components.release_gate.announcements import SCRATCH_SUFFIX
 from components.release_gate.awaiting import Awaited, read_awaited, record_order
 from components.release_gate.criteria import judge_all
 from components.release_gate.decision import decision_of, judged_release
@@ -48,6 +47,7 @@ from components.release_gate.verdict import Judgement, Verdict, decide
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import InputError
 from components.shared.files import read_json, write_json
+from components.shared.model_names import SCRATCH_SUFFIX
 from components.shared.tracking import StageRun, stage_run
 
 __all__ = ["ACTOR_VARIABLE", "run_gate", "run_keep_champion", "run_promote", "run_rollback"]

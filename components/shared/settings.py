@@ -1,7 +1,8 @@
-"""Strict settings: unknown keys are errors, and every error names its path in the YAML file."""
+"""Strict settings: unknown keys and keys given twice are errors, and every error names its path in the YAML file."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,18 +11,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.shared.errors import InputError
 
-__all__ = ["StrictModel", "as_parameter", "load_settings", "parse_settings"]
+__all__ = ["StrictModel", "as_parameter", "load_settings", "parse_settings", "read_yaml"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class StrictModel(BaseModel):
-    """Base of all settings: immutable, and a misspelt key is an error rather than a silent default."""
+    """Base of all settings: immutable, numbers are finite, a misspelt key is an error rather than a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 _NULL = "null"
+_LARGEST_INTEGER = 2**53 - 1
+"""The largest that JSON's readers, KFP's among them, take exactly."""
 
 
 def as_parameter(model: BaseModel) -> dict[str, Any]:
@@ -40,6 +43,11 @@ def parse_settings(values: Any, model: type[Model], *, where: str) -> Model:
     Raises:
         InputError: One line per fault, each with its dotted path.
     """
+    too_large = "; ".join(
+        f"{path}: larger than {_LARGEST_INTEGER}" for path in _integers_beyond(values, _LARGEST_INTEGER)
+    )
+    if too_large:
+        raise InputError(f"settings are not valid: {too_large}.", where=where)
     try:
         return model.model_validate({} if values is None else _replace(values, _NULL, None))
     except ValidationError as error:
@@ -53,14 +61,53 @@ def load_settings(path: str | Path, model: type[Model]) -> Model:
     Raises:
         InputError: The file is missing, is not YAML, or does not fit the model.
     """
+    return parse_settings(read_yaml(path), model, where=str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What is in a YAML file that a person wrote; None if it is empty.
+
+    Raises:
+        InputError: It cannot be read, is not YAML, or gives a key twice (YAML's readers take the last one silently, and
+            a section copied to the end of a file would put the first one's limits back to their defaults).
+    """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise InputError(f"cannot read settings: {error.strerror}.", where=str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"is not valid YAML: {error}.", where=str(path)) from error
-    return parse_settings(values, model, where=str(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, an integer without end
+        raise InputError(f"is not valid YAML: {_problem(error)}.", where=str(path)) from error
+
+
+def _problem(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        told = " ".join(part for part in (error.context, error.problem) if part)
+        return f"{told}, line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                key = self.construct_object(key_node)
+                if key in seen:
+                    problem = f"{key_node.value} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _integers_beyond(values: Any, limit: int, path: str = "") -> Iterator[str]:
+    if isinstance(values, int) and abs(values) > limit:
+        yield path or "(top level)"
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, item in items:
+        yield from _integers_beyond(item, limit, f"{path}.{key}" if path else str(key))
 
 
 def _replace(value: Any, old: Any, new: Any) -> Any:

@@ -68,6 +68,7 @@ def test_a_file_extends_a_shipped_profile_and_says_only_what_differs(tmp_path: P
         ("extends: nowhere", "no such profile"),
         ("- a list", "not a mapping"),
         ("a: [", "not valid YAML"),
+        ("light: {memory: 2Gi}\nlight: {cpu: '1'}", "light is given twice"),
     ],
 )
 def test_a_faulty_profile_is_refused_and_the_error_names_the_place(tmp_path: Path, text: str, said: str) -> None:

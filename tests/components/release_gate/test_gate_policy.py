@@ -95,6 +95,13 @@ def test_an_incomplete_policy_is_refused_with_the_missing_path(tmp_path: Path) -
         ("extends: p.yaml\nname: x", "extends itself"),
         ("[1, 2]", "not a mapping"),
         ("a: [", "not valid YAML"),
+        (
+            "extends: production\nsafety: {max_bad_rate: 0.005}\nsafety: {min_answers: 400}",
+            "safety is given twice, line 3",
+        ),
+        ("extends: production\nname: x\nkl: {max_nats_per_sequence: .inf}", r"kl\.max_nats_per_sequence"),
+        ("extends: production\nname: x\nreward_model: {attack_limits: {padding: .nan}}", r"attack_limits\.padding"),
+        ("extends: production\nname: x\nreward_model: {attack_limits: {padding: 7}}", r"attack_limits\.padding"),
     ],
 )
 def test_a_bad_policy_names_what_is_wrong(tmp_path: Path, content: str, named: str) -> None:

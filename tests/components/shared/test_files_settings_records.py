@@ -23,7 +23,7 @@ from components.shared.records import (
     stable_order,
     write_records,
 )
-from components.shared.settings import StrictModel, load_settings
+from components.shared.settings import StrictModel, load_settings, read_yaml
 
 
 class _Inner(StrictModel):
@@ -58,12 +58,25 @@ def test_whole_floats_are_integers_because_kfp_sends_floats(tmp_path: Path) -> N
         ("steps: 1.5", "steps"),
         ("inner: [1", "not valid YAML"),
         ("- 1", "top level"),
+        ("steps: 1\ninner: {rate: 0.5}\nsteps: 2", "steps is given twice, line 3, column 1"),
+        ("inner: {rate: 0.5, rate: 0.6}", "rate is given twice, line 1"),
+        ("inner: {rate: .inf}", "inner.rate"),
+        ("inner: {rate: .nan}", "inner.rate"),
+        (f"steps: {10**400}", "steps: larger than 9007199254740991"),
+        (f"steps: {'9' * 5000}", "not valid YAML"),
+        ("[" * 100_000, "not valid YAML"),
     ],
 )
 def test_a_faulty_settings_file_is_refused_with_the_path(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=r"s\.yaml") as caught:
         _load(tmp_path, text)
     assert said in str(caught.value)
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("base: &base {rate: 0.5, steps: 2}\ninner: {<<: *base, rate: 0.7}")
+    assert read_yaml(file)["inner"] == {"rate": 0.7, "steps": 2}
 
 
 def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
