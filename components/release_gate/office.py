@@ -14,10 +14,14 @@ from components.release_gate.entries import Entry, LedgerView
 from components.release_gate.ledger import Ledger, LedgerReport, Planner, open_ledger
 from components.release_gate.registry import ALIASES, CANDIDATE, CHAMPION, PREVIOUS, Registry, open_registry
 from components.release_gate.states import State
+from components.shared.errors import PlumblineError
 
 __all__ = ["Office", "history", "open_office", "repair", "verify"]
 
 _logger = logging.getLogger(__name__)
+
+_LOOKS = 20
+"""Times that aliases are set and looked at again before somebody else is taken to set them too."""
 
 _UNDER_WAY = frozenset(
     {
@@ -52,17 +56,36 @@ class Office:
 
         Args:
             model: Registered model.
-            interrupt: Also move the aliases of a promotion that is under way back to the present champion.
+            interrupt: Also move the aliases of a promotion or a rollback under way back to the present champion.
+
+        Raises:
+            PlumblineError: They are something else again each time that they were set.
         """
+        changed: list[str] = []
+        for _ in range(_LOOKS):
+            now = self._follow_ledger(model, interrupt=interrupt)
+            if not now:
+                break
+            changed += now  # and once more: the ledger may have moved on while they were set
+        else:
+            raise PlumblineError(
+                f"its aliases do not stay as the ledger wants them ({changed[-1]}).",
+                where=f"model {model}",
+                hint="Somebody else sets them: only Plumbline may. Then `plumbline repair`.",
+            )
+        if changed:
+            _logger.info("Aliases of %s now follow the ledger (%s).", model, "; ".join(changed))
+        return changed
+
+    def _follow_ledger(self, model: str, *, interrupt: bool) -> list[str]:
         view = self.ledger.view(model)
         wanted, found = _wanted_aliases(view), self.registry.aliases(model)
         changed = []
-        for alias in ALIASES if interrupt or view.promoting is None else (CANDIDATE,):
+        at_rest = view.promoting is None and view.rolling_back is None
+        for alias in ALIASES if interrupt or at_rest else (CANDIDATE,):
             if found.get(alias) != wanted[alias]:
                 self.registry.set_alias(model, alias, wanted[alias])
                 changed.append(f"{alias}: {found.get(alias) or 'none'} > {wanted[alias] or 'none'}")
-        if changed:
-            _logger.info("Aliases of %s now follow the ledger (%s).", model, "; ".join(changed))
         return changed
 
 

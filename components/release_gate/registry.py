@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from components.shared.artifacts import Artifact
 from components.shared.champion import download_policy
 from components.shared.errors import InputError, PlumblineError
 from components.shared.ledger_table import sqlite_file
+from components.shared.model_names import require_model_name
 
 __all__ = ["ALIASES", "CANDIDATE", "CHAMPION", "PREVIOUS", "Registry", "RegistryError", "open_registry"]
 
@@ -42,7 +42,6 @@ _UPLOADED = "plumbline.uploaded"
 _HEAD = "plumbline.ledger_head"
 _REQUEST = "plumbline.request"
 _FOLDER = "policy"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _PAGE = 1000
 _PAUSES = (0.1, 0.3, 1.0, 3.0)
 """Seconds before a write is tried again."""
@@ -111,7 +110,8 @@ class Registry:
         Returns:
             (version, URI of its files).
         """
-        _check_name(model)
+        require_model_name(model)
+        self._create(model)
         found = next((v for v in self._versions(model) if (v.tags or {}).get(_REQUEST) == request), None)
         if found is not None:
             return str(found.version), str(found.source)
@@ -206,13 +206,15 @@ class Registry:
         self._client.set_terminated(run_id)
         return run_id
 
-    def _versions(self, model: str) -> list[ModelVersion]:
-        """All versions of a model; the model is created if it is new."""
+    def _create(self, model: str) -> None:
         try:
             self._client.create_registered_model(model)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+    def _versions(self, model: str) -> list[ModelVersion]:
+        """All versions of a model; none of one that is not there."""
         versions: list[ModelVersion] = []
         token = None
         while True:
@@ -256,15 +258,6 @@ def _patiently(write: Callable[[], object]) -> None:
         else:
             return
     write()
-
-
-def _check_name(model: str) -> None:
-    if not _NAME.fullmatch(model):
-        raise InputError(
-            f"{model!r} cannot name a registered model.",
-            where="model_name",
-            hint="Use letters, digits, dot, dash and underscore.",
-        )
 
 
 def _parse_head(tag: str | None) -> tuple[int, str] | None:

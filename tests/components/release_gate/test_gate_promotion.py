@@ -12,14 +12,16 @@ from mlflow import MlflowClient
 from tiny_office import check_agreement, judge_weights, release_weights
 from tiny_release import MODEL, make_weights
 
-from components.release_gate import operations
-from components.release_gate.office import Office, open_office, repair
+from components.release_gate import operations, promotion
+from components.release_gate.approvals import reject
+from components.release_gate.office import Office, open_office, repair, verify
 from components.release_gate.promotion import PromotionError, break_glass, promote, rollback
+from components.release_gate.registry import Registry
 from components.release_gate.states import IllegalMoveError, State
 from components.release_gate.verdict import Verdict
 from components.shared.artifacts import read_artifact
 from components.shared.champion import download_policy, resolve_champion
-from components.shared.errors import ArtifactError, InputError
+from components.shared.errors import ArtifactError, InputError, PlumblineError
 
 
 def test_the_first_champion_and_its_successor(office: Office, tmp_path: Path) -> None:
@@ -191,6 +193,66 @@ def test_aliases_moved_by_hand_are_repaired_from_the_ledger(office: Office, tmp_
     client.delete_registered_model_alias(MODEL, "candidate")
     assert set(repair(MODEL, office=office)) == {"champion: 2 > 1", "candidate: none > 2"}
     assert repair(MODEL, office=office) == []
+
+
+@pytest.mark.parametrize("meanwhile", ["rollback", "promotion"])
+def test_aliases_that_an_older_look_at_the_ledger_set_are_set_again(
+    meanwhile: str, office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look at the ledger and its writing another process changed the champion."""
+    release_weights(office, tmp_path, "one")
+    release_weights(office, tmp_path, "two")
+    third = judge_weights(office, tmp_path, "three", verdict=Verdict.HOLD)
+    fourth = judge_weights(office, tmp_path, "four")
+    look = Registry.aliases
+    happened: list[str] = []
+
+    def slowly(registry: Registry, model: str) -> dict[str, str]:
+        if not happened:
+            happened.append(meanwhile)
+            if meanwhile == "rollback":
+                rollback(MODEL, "alice", "harm", office=open_office())
+            else:
+                promote(MODEL, fourth, "pipeline", office=open_office())
+        return look(registry, model)
+
+    monkeypatch.setattr(Registry, "aliases", slowly)
+    reject(MODEL, third, "bob", "no", office=office)
+
+    check_agreement(office, *(("1",) if meanwhile == "rollback" else ("4", "2")))
+
+
+def test_a_look_at_a_rollback_that_has_begun_does_not_undo_it(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_weights(office, tmp_path, "one")
+    release_weights(office, tmp_path, "two")
+    read_back = promotion._read_back
+
+    def looked_at(office: Office, model: str, version: str) -> None:
+        open_office().sync_aliases(model)
+        read_back(office, model, version)
+
+    monkeypatch.setattr(promotion, "_read_back", looked_at)
+    rollback(MODEL, "alice", "harm", office=office)
+
+    check_agreement(office, "1")
+
+
+def test_aliases_that_somebody_else_keeps_setting_are_told(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_weights(office, tmp_path, "one")
+    monkeypatch.setattr(Registry, "aliases", lambda *_: {"champion": "7"})
+
+    with pytest.raises(PlumblineError, match="do not stay as the ledger wants them"):
+        repair(MODEL, office=office)
+
+
+def test_who_verifies_a_misspelt_model_makes_none(office: Office) -> None:
+    verify("no-such-model", office=office)
+
+    assert not MlflowClient().search_registered_models("name='no-such-model'")
 
 
 def test_the_head_in_the_version_tags_shows_a_ledger_that_was_cut(office: Office, tmp_path: Path) -> None:
