@@ -185,14 +185,15 @@ class PPOTrainer:
         """One PPO step; appends to `history` and returns its row.
 
         When the rollout's KL is above the ceiling, nothing is learned from it: `stop_reason` is set, and the policy
-        goes back to the last one whose KL was below. The last update's policy is held to the ceiling as well: by one
-        more rollout, whose row is kept only where it is above.
+        goes back to the last one whose KL was below. The last update's policy is held to the ceiling as well, whatever
+        ended training: by one more rollout, whose row is kept only where it is above.
         """
         row = self._step(learn=True)
         self._keep(row)
-        if self.updates >= self.settings.steps and self.settings.kl.ceiling_nats is not None:
+        exceeds = self.controller.exceeds_ceiling
+        if self.done and self.settings.kl.ceiling_nats is not None and not exceeds(row["kl"]):
             beyond = self._step(learn=False)
-            if self.stop_reason is not None:
+            if exceeds(beyond["kl"]):
                 self._keep(beyond)
         return self.history[-1]
 

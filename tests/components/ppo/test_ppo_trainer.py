@@ -95,6 +95,35 @@ def test_the_last_updates_policy_is_held_to_the_ceiling_too() -> None:
     assert (gentle.stop_reason, gentle.updates, len(gentle.history)) == (None, 1, 1)
 
 
+def test_a_policy_that_an_alarm_ends_training_with_is_held_to_the_ceiling_too() -> None:
+    alarm = {"patience": 1, "max_truncated_share": 0.0, "stop_on": ["truncation"]}
+    options = {"steps": 3, "warmup_steps": 0, "alarms": alarm}
+    trainer = make_trainer(**options, policy_learning_rate=0.05, kl={"control": "off", "ceiling_nats": 0.5})
+    before = _weights(trainer)
+
+    trainer.train()
+
+    assert "ceiling" in str(trainer.stop_reason)
+    assert trainer.history[-1]["kl"] > 0.5
+    assert (len(trainer.history), trainer.updates) == (2, 0)
+    assert all(torch.equal(before[name], after) for name, after in _weights(trainer).items())
+    gentle = make_trainer(**options, policy_learning_rate=1e-5, kl={"target_nats": 1.0, "ceiling_nats": 2.0})
+    gentle.train()
+    assert gentle.stop_reason is not None
+    assert "ceiling" not in gentle.stop_reason
+    assert (gentle.updates, len(gentle.history)) == (1, 1)
+
+
+def test_an_alarm_on_the_last_step_leaves_no_row_of_a_policy_below_the_ceiling() -> None:
+    alarm = {"patience": 1, "max_truncated_share": 0.0, "stop_on": ["truncation"]}
+    options = {"steps": 1, "warmup_steps": 0, "alarms": alarm}
+    trainer = make_trainer(**options, policy_learning_rate=1e-5, kl={"target_nats": 1.0, "ceiling_nats": 2.0})
+
+    trainer.train()
+
+    assert [row["value_loss"] is None for row in trainer.history] == [False]
+
+
 def test_the_policys_warm_up_begins_when_the_critics_is_over() -> None:
     trainer = make_trainer(steps=6, warmup_steps=3, critic_warmup_steps=2, policy_learning_rate=0.004)
 
