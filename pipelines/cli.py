@@ -33,6 +33,7 @@ __all__ = ["main"]
 
 _EXIT_INPUT = 2
 
+_SEED = click.IntRange(min=0, max=2**31 - 1)
 _other_workspace = click.option(
     "--workspace", default=None, help="Overrides execution.workspace.", type=click.Path(file_okay=False)
 )
@@ -49,13 +50,37 @@ def main() -> None:
         click.echo(f"Error: {error}", err=True)
         sys.exit(_EXIT_INPUT)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in _REMEDIES:
             raise
-        click.echo(
-            f"Error: {error.filename or 'writing'}: {error.strerror}. Free some space or give another --workspace.",
-            err=True,
-        )
+        click.echo(f"Error: {error.filename or 'writing'}: {error.strerror}. {_REMEDIES[error.errno]}", err=True)
         sys.exit(_EXIT_INPUT)
+    except Exception as error:
+        told = _told_by_database(error)
+        if told is None:
+            raise
+        click.echo(f"Error: {told}", err=True)
+        sys.exit(_EXIT_INPUT)
+
+
+_SPACE = "Free some space or give another --workspace."
+_PATH = "Give another path."
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES), _SPACE) | dict.fromkeys(
+    (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), _PATH
+)
+
+
+def _told_by_database(error: Exception) -> str | None:
+    """What a person does about a database that refused; None for any other error."""
+    if "sqlalchemy" not in sys.modules:
+        return None
+    from sqlalchemy.exc import DBAPIError
+
+    if not isinstance(error, DBAPIError):
+        return None
+    from components.shared.ledger_table import DATABASE_VARIABLE
+
+    problem = " ".join(str(error.orig).split())
+    return f"{DATABASE_VARIABLE}: the database refused: {problem}. Check that the URL names it, and that it answers."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,7 +94,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--settings", "settings_file", required=True, help="A run's YAML file, or the name of a shipped one.")
-@click.option("--seed", type=click.IntRange(min=0), help="Overrides the seed of the settings.")
+@click.option("--seed", type=_SEED, help="Overrides the seed of the settings.")
 @click.option(
     "--runner",
     type=click.Choice(["subprocess", "docker"]),
@@ -120,7 +145,7 @@ def retrain(settings_file: str, force: bool, workspace: str | None, as_json: boo
     "--run", "run_id", default=None, help="The run that released the live model; default: found by the ledger."
 )
 @click.option("--model", "model_name", required=True, help="Registered model.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of sampling and raters; default: another one each time.")
+@click.option("--seed", type=_SEED, help="Of sampling and raters; default: another one each time.")
 @workspace_option
 @json_option
 def soak(run_id: str | None, model_name: str, seed: int | None, workspace: str, as_json: bool) -> None:
@@ -211,7 +236,7 @@ def release(
     default="good",
     show_default=True,
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=_SEED, default=0, show_default=True)
 @workspace_option
 @json_option
 def demo(scenario: str, seed: int, workspace: str, as_json: bool) -> None:

@@ -80,7 +80,9 @@ def _await(engine: Engine, seconds: float) -> None:
             _logger.warning("The database does not answer yet: %s", _first_line(error))
             time.sleep(min(_PAUSE_SECONDS, max(0.0, until - time.monotonic())))
         except SQLAlchemyError as error:
-            raise _no_answer(error, "Check user, password and the database's name.") from error
+            raise _no_answer(
+                error, "Check user, password and the database's name; a file must be an SQLite database."
+            ) from error
 
 
 def _version(engine: Engine) -> str | None:

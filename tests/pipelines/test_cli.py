@@ -47,6 +47,44 @@ def test_wrong_use_ends_with_one_line_that_says_what_to_do(tmp_path: Path, argum
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rollback", "m", "--reason", "x"],
+        ["status"],
+        ["history", "m"],
+        ["verify", "m"],
+        ["audit", "m"],
+        ["repair", "m"],
+    ],
+)
+@pytest.mark.parametrize("database", ["away", "damaged"])
+def test_a_database_that_refuses_is_named_in_one_line(
+    tmp_path: Path, arguments: list[str], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / "runs"
+    (workspace / "state").mkdir(parents=True)
+    (workspace / "state" / "evidence.db").write_bytes(b"no database " * 1000)
+    if database == "away":
+        monkeypatch.setenv("PLUMBLINE_DATABASE_URL", "postgresql+pg8000://u:secret@127.0.0.1:1/x")
+
+    result = _plumbline(*arguments, cwd=tmp_path)
+
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: PLUMBLINE_DATABASE_URL: ")
+    assert "Traceback" not in result.stderr
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["compile", "--settings", "demo", "-o"], ["demo", "--workspace"]])
+def test_a_path_below_a_file_is_named_in_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    result = _plumbline(*arguments, "file/below", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in result.stderr
+
+
 def test_status_lists_runs_as_json(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "mine-20260101-000000"
     run.mkdir(parents=True)
