@@ -6,6 +6,7 @@ finished. Answers are encoded in batches and a prompt once, however many rows sh
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -89,7 +90,10 @@ def _shown(prompt: Any) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # an integer of hundreds of digits: out of any range, and no reason to end the step
+        return math.inf
 
 
 def _prompt_tokens(candidates: Sequence[Candidate], tokenizer: PreTrainedTokenizerBase) -> list[int | None]:

@@ -66,6 +66,10 @@ def test_each_fault_of_a_judgement_is_found() -> None:
     assert failed == {check: (number,) for number, (check, _) in enumerate(bad, start=1)}
 
 
+def test_an_integer_beyond_every_float_is_out_of_range() -> None:
+    assert _failed("preferences", [make_pair(0), make_pair(1, strength=10**400)]) == {"strength_out_of_range": (1,)}
+
+
 def test_an_empty_table_fails_the_row_count_though_it_passes_all_else() -> None:
     assert _failed("prompts", []) == {"too_few_rows": ()}
 
