@@ -48,6 +48,7 @@ _MEANING = {
     "step": "Training step of the checkpoint.",
     "model_name": "Registered model.",
     "gate_policy": "`production`, `demo`, or a policy file.",
+    "requested_by": "Who asks for the release, and may not approve it.",
     "seed": "Seed of sampling and raters.",
     "evaluation_settings": "EvaluationSettings.",
     "human_eval_settings": "HumanEvalSettings.",
@@ -59,6 +60,7 @@ _MUST_BE_GIVEN = {
     "step": int,
     "model_name": str,
     "gate_policy": str,
+    "requested_by": str,
     "seed": int,
     "evaluation_settings": dict,
     "human_eval_settings": dict,
@@ -106,6 +108,7 @@ class _Steps(NamedTuple):
             judged = {**rewards, "candidate": made["candidate"], "evaluation": answers}
             about = {"model_name": given["model_name"], "seed": given["seed"]}
             asked = {"policy": given["gate_policy"], "human_eval_settings": given["human_eval_settings"]}
+            asked["requested_by"] = given["requested_by"]
             released = self.release(**judged, dataset=dataset, history=history, **about, **asked)
             tell_in_report(self.light, released, judged, **about)
 
@@ -154,6 +157,7 @@ def checkpoint_arguments(
         "step": step,
         "model_name": settings.model_name,
         "gate_policy": settings.release_gate.policy,
+        "requested_by": settings.release_gate.requested_by,
         "seed": settings.seed,
         "evaluation_settings": as_parameter(
             evaluated.model_copy(update={"prompts": prompts, "checkpoint_set": "fresh"})

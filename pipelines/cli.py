@@ -118,7 +118,7 @@ def run(settings_file: str, seed: int | None, runner: str | None, workspace: str
         settings = settings.executed(runner=runner)
     from pipelines.runs import run_training
 
-    _finish(run_training(settings, console=_console()), as_json)
+    _finish(run_training(_asked_for(settings), console=_console()), as_json)
 
 
 @cli.command()
@@ -137,7 +137,7 @@ def retrain(settings_file: str, force: bool, workspace: str | None, as_json: boo
     settings = load_run_settings(settings_file)
     if workspace:
         settings = settings.executed(workspace=workspace)
-    _finish(run_retraining(settings, force=force, console=_console()), as_json)
+    _finish(run_retraining(_asked_for(settings), force=force, console=_console()), as_json)
 
 
 @cli.command()
@@ -164,7 +164,8 @@ def release_checkpoint(run_id: str, step: int, workspace: str, as_json: bool) ->
     """Judge a checkpoint that the gate offered, as a candidate of its own on fresh prompts."""
     from pipelines.runs import run_checkpoint_release
 
-    _finish(run_checkpoint_release(workspace, run_id, step, console=_console()), as_json)
+    found = run_checkpoint_release(workspace, run_id, step, requested_by=who(None), console=_console())
+    _finish(found, as_json)
 
 
 @cli.command()
@@ -390,6 +391,11 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def _asked_for(settings: Any) -> Any:
+    """The run with who asks for it: as its settings say, else who starts it."""
+    return settings if settings.release_gate.requested_by else settings.asked_by(who(None))
 
 
 def _finish(result: Any, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli_options import EXIT_FAILED, json_option, print_json, tell
+from pipelines.cli_options import EXIT_FAILED, json_option, print_json, tell, who
 
 __all__ = ["cancel", "compile_", "connected", "doctor", "logs", "schedule", "submit", "upload", "watch_run"]
 
@@ -156,7 +156,7 @@ def submit(
     from pipelines.cluster import runs
 
     settings = _load(settings_file, profile)
-    state = runs.submit(connect(), settings, pipeline)
+    state = runs.submit(connect(), settings, pipeline, requested_by=who(None))
     if not watch:
         tell(state.as_json(), as_json, text=f"Started {state.name}\nrun id  {state.run_id}\n{state.url}")
         return

@@ -20,7 +20,7 @@ from pipelines.settings import RunSettings
 __all__ = ["overridden", "recipe_of"]
 
 _COMPARED_BY_CONTENT = {"base_model", "sft_data", "prompt_data", "preference_data", "gate_policy", "plug_ins"}
-_DECIDES_NOTHING = {"model_name", "prerequisites_settings"}
+_DECIDES_NOTHING = {"model_name", "prerequisites_settings", "requested_by"}
 _STAGES = ("data_validation", "sft", "collection", "reward_model", "evaluation", "human_eval", "release_gate")
 
 

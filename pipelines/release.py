@@ -86,6 +86,7 @@ def build_release(light: Place) -> Callable[..., Any]:
         history: dsl.Input[dsl.Artifact],
         model_name: str,
         policy: str,
+        requested_by: str,
         seed: int,
         human_eval_settings: dict,
     ) -> Released:
@@ -99,6 +100,7 @@ def build_release(light: Place) -> Callable[..., Any]:
             history=history,
             mode="candidate",
             policy=policy,
+            requested_by=requested_by,
             model_name=model_name,
             seed=seed,
             code_digest=code_version("release_gate"),
@@ -151,13 +153,14 @@ def build_release_run(settings: RunSettings) -> Callable[..., Any]:
         A KFP pipeline; `release_run_arguments` gives its parameters.
     """
     light, _ = places(settings)
-    return _make_run(_RunSteps(light, build_release(light)), settings, "candidate", settings.human_eval)
+    asked = {"requested_by": ""}  # the ledger knows since the run that made the candidate
+    return _make_run(_RunSteps(light, build_release(light), asked), settings, "candidate", settings.human_eval)
 
 
 def build_live_release_run(settings: RunSettings) -> Callable[..., Any]:
     """Makes the same for the live model of an order that soak made."""
     light, _ = places(settings)
-    return _make_run(_RunSteps(light, build_live_judgement(light)), settings, "live", settings.soak.human_eval)
+    return _make_run(_RunSteps(light, build_live_judgement(light), {}), settings, "live", settings.soak.human_eval)
 
 
 class _RunSteps(NamedTuple):
@@ -165,6 +168,7 @@ class _RunSteps(NamedTuple):
 
     light: Place
     judge: Callable[..., Any]
+    asked: dict[str, str]
 
     def place(self, roles: Sequence[str], given: Given) -> None:
         """Places them, inside a pipeline function.
@@ -174,7 +178,8 @@ class _RunSteps(NamedTuple):
             given: The pipeline's parameters.
         """
         turn = {"order": given["order"], "attempt": given["attempt"], "holder": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-        of_judgement = {name: given[name] for name in ("model_name", "policy", "seed", "human_eval_settings")}
+        names = ("model_name", "policy", "seed", "human_eval_settings")
+        of_judgement = {name: given[name] for name in names} | self.asked
         ended = place(finish(model_name=given["model_name"], **turn), self.light, name="finish", cache=False)
         with dsl.ExitHandler(ended, name="run"):
             artifacts = {role: fetched(role, given[f"{role}_uri"]) for role in roles}

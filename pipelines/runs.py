@@ -82,13 +82,14 @@ def run_soak(
     return run_local(settings, build_soak(settings), arguments, name=f"{settings.name}-soak", console=console)
 
 
-def run_checkpoint_release(workspace: str, run_id: str, step: int, *, console: Console) -> RunResult:
+def run_checkpoint_release(workspace: str, run_id: str, step: int, *, requested_by: str, console: Console) -> RunResult:
     """Takes the offer of a checkpoint: judges it as a candidate of its own, on fresh prompts.
 
     Args:
         workspace: Folder of local runs.
         run_id: The run whose gate made the offer.
         step: The checkpoint that it offered.
+        requested_by: Who takes the offer, and does not approve what comes of it.
         console: Where progress is drawn.
 
     Raises:
@@ -107,6 +108,7 @@ def run_checkpoint_release(workspace: str, run_id: str, step: int, *, console: C
     decision = read_json(read_artifact(artifacts["decision"], "decision").file("decision.json"))
     _require_offered(decision, step, run_id)
     settings = load_run_settings(str(made_by.settings)).executed(workspace=workspace, profile="local")
+    settings = settings.asked_by(requested_by)
     with root.services():
         live = resolve_champion(settings.model_name)
     champion = (live.uri, live.digest) if live else ("", "")

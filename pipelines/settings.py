@@ -50,9 +50,15 @@ class DataSettings(StrictModel):
 
 
 class ReleaseGateSettings(StrictModel):
-    """Which policy judges."""
+    """Which policy judges, and for whom."""
 
     policy: str = Field(default="production", description="`production`, `demo`, or a policy file.")
+    requested_by: str = Field(
+        default="",
+        max_length=255,
+        description="Who asks for the release, by the login of the review service, and may not approve it; empty: who "
+        "starts the run from the command line.",
+    )
 
     @field_validator("policy")
     @classmethod
@@ -128,6 +134,11 @@ class RunSettings(StrictModel):
     def executed(self, **changes: str) -> RunSettings:
         """The same run with other execution settings."""
         return self.model_copy(update={"execution": self.execution.model_copy(update=changes)})
+
+    def asked_by(self, person: str) -> RunSettings:
+        """The same run, asked for by a person."""
+        gate = self.release_gate.model_copy(update={"requested_by": person})
+        return self.model_copy(update={"release_gate": gate})
 
     @property
     def plug_ins(self) -> list[str]:

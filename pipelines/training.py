@@ -51,6 +51,7 @@ MEANING = {
     "preference_data": "Preference pairs; empty when this run collects them.",
     "seed": "Seed of every step.",
     "gate_policy": "`production`, `demo`, or a policy file.",
+    "requested_by": "Who asks for the release, and may not approve it.",
     "plug_ins": "`module:attribute` names that steps load; checked first.",
     "prerequisites_settings": "PrerequisitesSettings.",
     "data_validation_settings": "DataValidationSettings.",
@@ -175,6 +176,7 @@ class TrainingSteps:
             history=optimised["history"],
             model_name=given["model_name"],
             policy=given["gate_policy"],
+            requested_by=given["requested_by"],
             seed=seed,
             human_eval_settings=given["human_eval_settings"],
         )
@@ -320,6 +322,7 @@ def common_arguments(settings: RunSettings) -> dict[str, Any]:
         "preference_data": data.preferences,
         "seed": settings.seed,
         "gate_policy": settings.release_gate.policy,
+        "requested_by": settings.release_gate.requested_by,
         "plug_ins": settings.plug_ins,
         **settings_argument(settings, "prerequisites"),
         **settings_argument(settings, "data_validation"),

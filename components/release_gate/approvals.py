@@ -217,13 +217,14 @@ def _require_standing(asked: Entry, desk: Desk, known: str, *, where: str) -> No
 
 def _require_another(view: LedgerView, version: str, actor: str, given: list[Entry], desk: Desk, *, where: str) -> None:
     """Whoever approves did not ask for the release, nor approve it before under another name."""
-    if _is_one_person(actor, view.requester(version)):
+    mine, registered = user_of(account()).casefold(), view.last(version, Event.REGISTER)
+    asking = [view.requester(version), *([registered.actor] if registered else [])]
+    if any(_is_one_person(actor, name) for name in asking):
         raise ApprovalError(
             f"{actor} asked for this release and cannot approve it.", where=where, hint="Ask somebody else."
         )
     if desk.signed_in:
         return
-    mine, registered = user_of(account()).casefold(), view.last(version, Event.REGISTER)
     for entry in given:
         if entry.data.get("signature") and _is_one_person(mine, entry.actor):
             raise ApprovalError(

@@ -62,6 +62,7 @@ def release_gate(
     seed: int,
     code_digest: str,
     mode: str = "candidate",
+    requested_by: str = "",
     candidate: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045 (KFP reads typing.Optional only)
     history: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045
 ) -> NamedTuple("Verdict", [("verdict", str), ("promote", bool), ("roll_back", bool)]):  # type: ignore[valid-type]
@@ -78,6 +79,7 @@ def release_gate(
         seed: Seed of the bootstrap.
         code_digest: Digest of the stage's code; a change of the code is a change of the cache key.
         mode: candidate (may it become champion?) or live (may it stay?).
+        requested_by: Who asks for the release, and may not approve it; empty where only the environment tells.
         candidate: Policy under judgement; absent in mode live, where the ledger names it.
         history: Training history of the candidate.
 
@@ -107,6 +109,7 @@ def release_gate(
             "heldout_reward_model": heldout_reward_model.uri,
             "history": history.uri if history else "",
         },
+        requested_by=requested_by,
     )
     decision.metadata.update(result)
     return result["verdict"], result["promote"], result["roll_back"]

@@ -8,12 +8,12 @@ from typing import Any
 
 from components.release_gate.divergence import measure_gap
 from components.release_gate.evidence import Case
-from components.release_gate.findings import Criterion
+from components.release_gate.findings import Criterion, Finding
 from components.release_gate.offer import Offer, offer_checkpoint
 from components.release_gate.overoptimization import measure_overoptimization
 from components.release_gate.policy import PRODUCTION, load_policy_file
 from components.release_gate.releases import JudgedRelease, binding_of
-from components.release_gate.subject import BASELINE_NOT_CHECKED, Subject
+from components.release_gate.subject import BASELINE_NOT_CHECKED, REQUESTER, Subject
 from components.release_gate.terms import importers_of, people_of
 from components.release_gate.verdict import Judgement, Verdict
 from components.shared.errors import PlumblineError
@@ -27,7 +27,9 @@ _logger = logging.getLogger(__name__)
 _PEOPLES_WORD = "human_preference.reference"
 
 
-def judged_release(case: Case, subject: Subject, judgement: Judgement, *, actor: str) -> JudgedRelease:
+def judged_release(
+    case: Case, subject: Subject, judgement: Judgement, *, actor: str, requester: str = ""
+) -> JudgedRelease:
     """What the ledger records of a verdict."""
     judgements = case.human.tables.get("judgements.jsonl") or []
     return JudgedRelease(
@@ -37,6 +39,7 @@ def judged_release(case: Case, subject: Subject, judgement: Judgement, *, actor:
         case.policy,
         actor,
         digest_of([criterion.as_dict() for criterion in judgement.criteria]),
+        requester=requester,
         baseline=subject.baseline or "",
         seed=case.seed,
         raters=tuple(sorted(people_of(judgements))),
@@ -57,6 +60,7 @@ def decision_of(case: Case, judgement: Judgement, judged: JudgedRelease, model: 
         "compared_with": case.baseline_name,
         "reasons": judgement.reasons + ([offer.reason] if offer and offer.step is not None else []),
         "criteria": [found.as_dict() for found in judgement.criteria],
+        "requester": judged.requester,
         "model_name": model,
         "version": version,
         "digests": dict(judged.digests),
@@ -76,7 +80,9 @@ def decision_of(case: Case, judgement: Judgement, judged: JudgedRelease, model: 
 
 def _offer(case: Case, judgement: Judgement) -> Offer | None:
     """An earlier checkpoint for a candidate that fails; None where there is nothing to offer one for."""
-    if case.live or judgement.verdict not in (Verdict.BLOCK, Verdict.HOLD):
+    passing = (Finding.PASS, Finding.NOT_APPLICABLE)
+    failed = {found.name for found in judgement.criteria if found.verdict not in passing}
+    if case.live or judgement.verdict not in (Verdict.BLOCK, Verdict.HOLD) or failed == {REQUESTER}:
         return None
     return offer_checkpoint(case, judgement.criteria, run=pipeline_run())
 

@@ -14,10 +14,13 @@ from components.release_gate.states import NEW, Event, State, is_live
 from components.shared.errors import PlumblineError
 from components.shared.files import digest_of
 
-__all__ = ["GENESIS", "Entry", "LedgerView", "Move", "entry_hash"]
+__all__ = ["ANONYMOUS", "GENESIS", "Entry", "LedgerView", "Move", "entry_hash", "is_anonymous"]
 
 GENESIS = "0" * 64
 """Previous hash of a model's first entry."""
+
+ANONYMOUS = "pipeline"
+"""Who acts when nobody is named: no person, so nobody who could be kept from approving."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Entry:
     def as_dict(self) -> dict[str, Any]:
         """For people and JSON: every column, with evidence and details parsed."""
         return asdict(self) | {"evidence": self.evidence_digests, "details": self.data}
+
+
+def is_anonymous(name: str) -> bool:
+    """Whether this names nobody."""
+    return name.strip().casefold() in ("", ANONYMOUS)
 
 
 def entry_hash(columns: dict[str, Any]) -> str:
@@ -143,8 +151,12 @@ class LedgerView:
         return self._release(version)["uri"]
 
     def requester(self, version: str) -> str:
-        """Who asked for the release."""
-        return self._release(version)["requester"]
+        """Who asked for the release: at its registration or, where nobody was known then, at a later verdict."""
+        registered = self._release(version)["requester"]
+        if not is_anonymous(registered):
+            return registered
+        told = (entry.data.get("requester", "") for entry in self.entries if entry.version == version)
+        return next((name for name in told if not is_anonymous(name)), registered)
 
     def last(self, version: str, *events: Event) -> Entry | None:
         """The latest entry of a version, among `events` if given."""

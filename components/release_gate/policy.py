@@ -151,6 +151,7 @@ class ReleaseRule(StrictModel):
     """Who may release, and what happens after."""
 
     approvals_required: int = _rule("approvals needed", "lower", ge=0)
+    require_known_requester: bool = _rule("people approve only what somebody known asked for", "false")
     approval_valid_days: float = _rule("days for which a verdict may be acted on", "higher", gt=0)
     auto_rollback: bool = _rule("a live model is rolled back without asking", "false")
     raters_may_approve: bool = _rule("who rated the evidence may approve the release", "true")

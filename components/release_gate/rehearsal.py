@@ -25,6 +25,7 @@ from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_f
 from components.release_gate.provenance import check_provenance
 from components.release_gate.registry import Registry
 from components.release_gate.states import Event
+from components.release_gate.subject import asked_by_nobody
 from components.release_gate.terms import term_problems
 from components.release_gate.verdict import Judgement, decide
 from components.shared.artifacts import MANIFEST, read_artifact
@@ -58,7 +59,7 @@ _SOURCES = {
 
 _MAY_BE_ABSENT = frozenset({"training_history"})
 
-_LATER_RULES = {"command_line_may_approve": True}
+_LATER_RULES = {"command_line_may_approve": True, "require_known_requester": False}
 """Rules of release that decisions of an earlier version do not name, as it went by them."""
 
 _VERDICT_EVENTS = frozenset({Event.AWAIT_APPROVAL, Event.HOLD, Event.BLOCK, Event.FAIL, Event.KEEP, Event.ALARM})
@@ -291,6 +292,8 @@ def _own_policy(settings: Any) -> GatePolicy | None:
 def _judge(past: PastDecision, policy: GatePolicy) -> Judgement:
     case = _open_case(past, policy)
     carried = [_as_criterion(found) for found in past.content["criteria"] if found["name"] == "rejection"]
+    if not case.live and "requester" in past.content:
+        carried += asked_by_nobody(policy.release, past.content["requester"])
     return decide([*judge_all(case), *carried], live=case.live)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from components.release_gate.entries import LedgerView, Move
+from components.release_gate.entries import LedgerView, Move, is_anonymous
 from components.release_gate.office import Office
 from components.release_gate.policy import GatePolicy
 from components.release_gate.states import Event, State, is_live
@@ -21,19 +21,16 @@ from components.shared.files import digest_of
 from components.shared.tracking import pipeline_run
 
 __all__ = [
-    "ANONYMOUS",
     "JudgedRelease",
     "binding_of",
     "find_release",
     "is_stale",
+    "is_under_way",
     "record_live_verdict",
     "record_verdict",
     "register",
     "unknown_requester",
 ]
-
-ANONYMOUS = "pipeline"
-"""Who acts when nobody is named: no person, so nobody who could be kept from approving."""
 
 _ENDED = frozenset({State.EXPIRED, State.SUPERSEDED, State.ROLLED_BACK, State.RETIRED})
 _VERDICT_EVENTS = (Event.AWAIT_APPROVAL, Event.HOLD, Event.BLOCK, Event.FAIL)
@@ -70,6 +67,7 @@ class JudgedRelease:
         digests: Digest of everything it rests on, by name: candidate, champion, policy and each evidence artifact.
         policy: The policy that decided.
         actor: Who ran the gate.
+        requester: Who asked for the release, as far as the run knows; "" takes the actor.
         criteria: Digest of all criteria, with their numbers; so the ledger vouches for what the release page shows.
         baseline: Digest of what the model had to be compared with; "" where it is not known.
         seed: Of the bootstrap; with the baseline all that an audit needs beside the evidence.
@@ -86,6 +84,7 @@ class JudgedRelease:
     policy: GatePolicy
     actor: str
     criteria: str = ""
+    requester: str = ""
     baseline: str = ""
     seed: int = 0
     raters: tuple[str, ...] = ()
@@ -120,6 +119,11 @@ def find_release(view: LedgerView, digest: str, judged: JudgedRelease) -> str | 
     return version
 
 
+def is_under_way(state: State) -> bool:
+    """Whether weights in this state are being released, so that a new verdict on them is one on the same release."""
+    return state not in _ENDED and state is not State.BLOCKED
+
+
 def register(office: Office, model: str, artifact: Artifact, judged: JudgedRelease) -> str:
     """Registers weights as a version, or finds the version under which they are registered already."""
     view = office.ledger.view(model)
@@ -132,7 +136,12 @@ def register(office: Office, model: str, artifact: Artifact, judged: JudgedRelea
     def plan(now: LedgerView) -> list[Move]:
         if made in now.versions or find_release(now, artifact.digest, judged) is not None:
             return []
-        details = {"digest": artifact.digest, "uri": uri, "requester": judged.actor, "run": pipeline_run()}
+        details = {
+            "digest": artifact.digest,
+            "uri": uri,
+            "requester": judged.requester or judged.actor,
+            "run": pipeline_run(),
+        }
         reason = "The gate was asked to judge it."
         return [Move(made, Event.REGISTER, judged.actor, reason, {"candidate": artifact.digest}, details)]
 
@@ -189,9 +198,12 @@ def is_stale(view: LedgerView, version: str, judged: JudgedRelease) -> bool:
 def unknown_requester(view: LedgerView, version: str, judged: JudgedRelease) -> list[str]:
     """A sentence for those who are asked to approve a release that nobody known asked for; else nothing."""
     awaits = judged.verdict is Verdict.PROMOTE and not _needs_nobody(judged)
-    if not awaits or view.requester(version).strip().casefold() != ANONYMOUS:
+    if not awaits or not is_anonymous(judged.requester or view.requester(version)):
         return []
-    return ["The requester is not known (PLUMBLINE_ACTOR was not set), so the two-person rule cannot exclude them."]
+    return [
+        "The requester is not known (neither release_gate.requested_by nor PLUMBLINE_ACTOR was set), so the two-person "
+        "rule cannot exclude them."
+    ]
 
 
 def _move(version: str, event: Event, judged: JudgedRelease, key: str = "") -> Move:
@@ -207,6 +219,7 @@ def _move(version: str, event: Event, judged: JudgedRelease, key: str = "") -> M
         "expires_at": expires.isoformat(),
         "champion": judged.digests.get("champion", ""),
         "criteria": judged.criteria,
+        "requester": judged.requester,
         "baseline": judged.baseline,
         "seed": judged.seed,
         "run": pipeline_run(),

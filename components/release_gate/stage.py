@@ -19,15 +19,16 @@ from components.release_gate.awaiting import Awaited, read_awaited, record_order
 from components.release_gate.criteria import judge_all
 from components.release_gate.decision import decision_of, judged_release
 from components.release_gate.dossier import keep_dossier
+from components.release_gate.entries import ANONYMOUS, is_anonymous
 from components.release_gate.evidence import Case, read_source
 from components.release_gate.office import Office, open_office
 from components.release_gate.policy import GatePolicy, load_policy_file
 from components.release_gate.promotion import Outcome, PromotionError, promote, rollback
 from components.release_gate.provenance import check_provenance
 from components.release_gate.releases import (
-    ANONYMOUS,
     JudgedRelease,
     is_stale,
+    is_under_way,
     record_live_verdict,
     record_verdict,
     register,
@@ -36,6 +37,7 @@ from components.release_gate.releases import (
 from components.release_gate.states import Event, State, is_live
 from components.release_gate.subject import (
     Subject,
+    asked_by_nobody,
     candidate_subject,
     live_subject,
     nowhere_to_go_back,
@@ -75,6 +77,7 @@ class _Task:
         candidate: Folder of the candidate; "" in mode `live`.
         folders: Folder of each part of the evidence; "" for one that does not exist.
         locations: Address of each artifact under which a later run finds it, by parameter.
+        requested_by: Who asks for the release, as the run's settings say; "" if they do not.
     """
 
     mode: Mode
@@ -84,6 +87,14 @@ class _Task:
     candidate: str
     folders: Mapping[str, str]
     locations: Mapping[str, str]
+    requested_by: str
+
+    def requester(self, office: Office, subject: Subject) -> str:
+        """Who asked for the release: as the ledger knows of one under way, as told, or who runs the gate; else ""."""
+        told, view = [self.requested_by.strip(), _actor()], office.ledger.view(self.model)
+        if subject.version is not None and is_under_way(view.state(subject.version)):
+            told.insert(0, view.requester(subject.version))
+        return next((name for name in told if not is_anonymous(name)), "")
 
     def open(self, office: Office, rules: GatePolicy) -> tuple[Subject, Case]:
         """The subject by the ledger, and its case by the evidence."""
@@ -140,6 +151,7 @@ def run_gate(
     model_name: str,
     seed: int,
     locations: Mapping[str, str] | None = None,
+    requested_by: str = "",
 ) -> dict[str, Any]:
     """Judges a candidate (or the live model) and writes a `decision` artifact.
 
@@ -158,6 +170,7 @@ def run_gate(
         model_name: Registered model.
         seed: Of the bootstrap.
         locations: Address of each artifact, by parameter, under which a later run finds it; their folders if None.
+        requested_by: Who asks for the release, and may not approve it; "" takes PLUMBLINE_ACTOR.
 
     Returns:
         `verdict`, `promote`, `roll_back`, `version`, `state`, `champion` and the decision's `digest`.
@@ -181,6 +194,7 @@ def run_gate(
             "training_history": history,
         },
         locations=locations or {},
+        requested_by=requested_by,
     )
     return _judge(task, output)
 
@@ -193,7 +207,8 @@ def _judge(task: _Task, output: str) -> dict[str, Any]:
     with stage_run("release_gate", settings={"policy": rules.name, "mode": task.mode}, seed=task.seed) as tracked:
         subject, case = task.open(office, rules)
         judgement, awaited = _weigh(task, case, subject, office)
-        judged = judged_release(case, subject, judgement, actor=_actor())
+        asking = "" if case.live else task.requester(office, subject)
+        judged = judged_release(case, subject, judgement, actor=_actor(), requester=asking)
         version, state = _record(task, office, subject, judged, awaited)
         stale = is_stale(office.ledger.view(task.model), version, judged)
         judgement = with_notes(judgement, _notes_of_the_ledger(task, office, version, judged, stale=stale))
@@ -218,6 +233,8 @@ def _judge(task: _Task, output: str) -> dict[str, Any]:
 def _weigh(task: _Task, case: Case, subject: Subject, office: Office) -> tuple[Judgement, Awaited | None]:
     """The verdict with all that has to be said of it, and what it waits for."""
     criteria = judge_all(case) + rejected_before(office.ledger.view(task.model), subject)
+    if not case.live:
+        criteria += asked_by_nobody(case.policy.release, task.requester(office, subject))
     judgement = with_notes(decide(criteria, live=case.live), unchecked_baseline(subject))
     judgement = nowhere_to_go_back(judgement, subject)
     awaited = read_awaited(task.folders["human_evidence"]) if judgement.verdict is Verdict.HOLD else None

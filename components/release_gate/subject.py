@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from components.release_gate.entries import LedgerView
+from components.release_gate.entries import LedgerView, is_anonymous
 from components.release_gate.findings import Criterion, Finding
+from components.release_gate.policy import ReleaseRule
 from components.release_gate.states import Event, State
 from components.release_gate.verdict import Judgement, Verdict
 from components.shared.artifacts import Artifact
@@ -14,7 +15,9 @@ from components.shared.errors import PlumblineError
 
 __all__ = [
     "BASELINE_NOT_CHECKED",
+    "REQUESTER",
     "Subject",
+    "asked_by_nobody",
     "candidate_subject",
     "live_subject",
     "nowhere_to_go_back",
@@ -33,6 +36,9 @@ _LIVE_BASELINE_NOT_CHECKED = (
     "NOT checked: whether the reference is the policy that the first champion was trained from; the ledger does not "
     "name it."
 )
+REQUESTER = "requester"
+"""The criterion that somebody known asked for the release."""
+
 _NO_PREDECESSOR = (
     "HARM IS SHOWN AND THERE IS NO PREDECESSOR TO ROLL BACK TO: version {version} is the first champion and stays "
     "champion. Take it out of service by hand now, then promote another version, by broken glass if need be."
@@ -107,6 +113,22 @@ def rejected_before(view: LedgerView, subject: Subject) -> list[Criterion]:
     said = f" by {entry.actor}: {entry.reason}" if entry else ""
     reason = f"These weights were rejected as version {subject.version}{said} A rejection is final."
     return [Criterion("rejection", Finding.BLOCK, reason, source=f"ledger of {view.model}")]
+
+
+def asked_by_nobody(rules: ReleaseRule, requester: str) -> list[Criterion]:
+    """Nobody can be kept from approving what nobody is known to have asked for; where nobody approves, it is as well.
+
+    Args:
+        rules: Of the policy.
+        requester: Who asked for the release; "" if nobody is known.
+    """
+    if not rules.require_known_requester or not rules.approvals_required or not is_anonymous(requester):
+        return []
+    reason = (
+        "Nobody is known to have asked for this release, so that its requester could approve it. Start the run again "
+        "with release_gate.requested_by in its settings (or PLUMBLINE_ACTOR): training and votes are taken as they are."
+    )
+    return [Criterion(REQUESTER, Finding.HOLD, reason, threshold="a known requester")]
 
 
 def unchecked_baseline(subject: Subject) -> list[str]:

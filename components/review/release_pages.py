@@ -9,6 +9,7 @@ from fastapi import APIRouter, Form, Request
 from markupsafe import Markup
 from starlette.responses import Response
 
+from components.release_gate.entries import is_anonymous
 from components.release_gate.signatures import same_name
 from components.review.access import Manager, Reader, ReviewOf
 from components.review.pages import imports_table, redirect, render
@@ -113,6 +114,7 @@ def _parts(view: ReleaseView) -> dict[str, Any]:
         ),
         "kinds": ", ".join(statistics.get("rater_kinds") or []),
         "not_people": bool(set(statistics.get("rater_kinds") or []) - {"human"}),
+        "asked_by_nobody": is_anonymous(view.requester),
         "looser": (view.decision.get("policy") or {}).get("looser_than_production") or [],
     }
 

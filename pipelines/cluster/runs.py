@@ -88,13 +88,14 @@ class Version:
     was_there: bool
 
 
-def submit(kfp: KFP, settings: RunSettings, pipeline: str | None) -> RunState:
+def submit(kfp: KFP, settings: RunSettings, pipeline: str | None, *, requested_by: str = "") -> RunState:
     """Uploads the pipeline if this content is not there yet, and starts a run of it.
 
     Args:
         kfp: The server.
         settings: The run.
         pipeline: A key of `PIPELINES`; None takes the training pipeline that the settings ask for.
+        requested_by: Who asks for the release that a training pipeline ends in, where the settings do not say.
 
     Returns:
         The run.
@@ -109,11 +110,13 @@ def submit(kfp: KFP, settings: RunSettings, pipeline: str | None) -> RunState:
     kind, version = upload(kfp, settings, pipeline)
     account = getattr(profile.service_accounts, PIPELINES[kind].account)
     name = f"{settings.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    untold = PIPELINES[kind].account == "training" and not settings.release_gate.requested_by
+    asked = {"requested_by": requested_by} if untold and requested_by else {}
     body = kfp_server_api.V2beta1Run(
         display_name=name,
         experiment_id=kfp.experiment(profile.experiment),
         pipeline_version_reference=reference_to(version),
-        runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters={}),
+        runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=asked),
         service_account=account,
     )
     try:

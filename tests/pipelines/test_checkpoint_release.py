@@ -40,16 +40,18 @@ def _make_run(root: Path, **decision: Any) -> str:
 )
 def test_what_the_gate_did_not_offer_is_not_tried(tmp_path: Path, decision: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        run_checkpoint_release(_make_run(tmp_path, **decision), "demo-1", 20, console=Console(quiet=True))
+        run_checkpoint_release(
+            _make_run(tmp_path, **decision), "demo-1", 20, requested_by="mia", console=Console(quiet=True)
+        )
 
 
 def test_a_run_that_decided_nothing_or_is_not_there_is_named(tmp_path: Path) -> None:
     workspace = _make_run(tmp_path)
     (tmp_path / "demo-1" / "artifacts.json").unlink()
     with pytest.raises(InputError, match="made no decision"):
-        run_checkpoint_release(workspace, "demo-1", 20, console=Console(quiet=True))
+        run_checkpoint_release(workspace, "demo-1", 20, requested_by="mia", console=Console(quiet=True))
     with pytest.raises(InputError, match="no run 'demo-2'"):
-        run_checkpoint_release(workspace, "demo-2", 20, console=Console(quiet=True))
+        run_checkpoint_release(workspace, "demo-2", 20, requested_by="mia", console=Console(quiet=True))
 
 
 def test_nothing_of_what_the_checkpoint_was_chosen_by_is_used_again() -> None:

@@ -13,7 +13,7 @@ from tiny_release import MODEL, Evidence, digest_of_policy, make_evidence
 
 from components.release_gate import component as shells
 from components.release_gate import operations
-from components.release_gate.approvals import reject
+from components.release_gate.approvals import ApprovalError, reject
 from components.release_gate.live import resolve_live_models
 from components.release_gate.office import open_office
 from components.release_gate.promotion import PromotionError
@@ -115,7 +115,7 @@ def test_a_candidate_that_does_not_name_what_it_was_trained_from_is_judged_and_t
 
 def test_production_holds_simulated_votes_and_asks_for_people(tmp_path: Path) -> None:
     evidence = make_evidence(tmp_path / "good", rater_kind="simulated")
-    result = _gate(tmp_path, evidence, policy="production")
+    result = _gate(tmp_path, evidence, policy="production", requested_by="max")
     assert (result["verdict"], result["promote"], result["state"]) == ("HOLD", False, "HELD")
     assert _decision(tmp_path)["reasons"] == [
         "Evidence missing (raters, kind): Votes of simulated raters do not count under this policy: "
@@ -124,7 +124,7 @@ def test_production_holds_simulated_votes_and_asks_for_people(tmp_path: Path) ->
 
 
 def test_production_passes_people_and_then_waits_for_two_of_them(tmp_path: Path) -> None:
-    result = _gate(tmp_path, make_evidence(tmp_path / "good"), policy="production")
+    result = _gate(tmp_path, make_evidence(tmp_path / "good"), policy="production", requested_by="max")
     assert (result["verdict"], result["state"]) == ("PROMOTE", "AWAITING_APPROVAL")
     waiting = run_promote(decision=str(tmp_path / "decision"))
     assert waiting["promoted"] is False
@@ -135,18 +135,49 @@ def test_production_passes_people_and_then_waits_for_two_of_them(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("actor", "policy", "said"), [(None, "production", True), ("carol", "production", False), (None, None, False)]
+    ("actor", "release", "said"),
+    [
+        (None, {"approvals_required": 2, "require_known_requester": False}, True),
+        ("carol", {"approvals_required": 2, "require_known_requester": False}, False),
+        (None, {"approvals_required": 0}, False),
+    ],
 )
 def test_that_the_requester_is_unknown_is_said_where_people_are_asked_to_approve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, actor: str | None, policy: str | None, said: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, actor: str | None, release: dict[str, Any], said: bool
 ) -> None:
     if actor:
         monkeypatch.setenv("PLUMBLINE_ACTOR", actor)
-    _gate(tmp_path, make_evidence(tmp_path / "good"), policy=policy or _write_policy(tmp_path))
-    words = "The requester is not known (PLUMBLINE_ACTOR was not set), so the two-person rule cannot exclude them."
-    assert (words in _decision(tmp_path)["reasons"]) is said
+    _gate(tmp_path, make_evidence(tmp_path / "good"), policy=_write_policy(tmp_path, release=release))
+    words = "The requester is not known (neither release_gate.requested_by nor PLUMBLINE_ACTOR was set)"
+    assert (words in " ".join(_decision(tmp_path)["reasons"])) is said
     asked = next(entry for entry in operations.history(MODEL) if entry["event"] == "await_approval")
     assert (words in asked["reason"]) is said
+
+
+def test_production_does_not_pass_over_a_requester_whom_nobody_knows(tmp_path: Path) -> None:
+    evidence = make_evidence(tmp_path / "good")
+    nobody = _gate(tmp_path, evidence, policy="production")
+    assert (nobody["verdict"], nobody["promote"], nobody["state"]) == ("HOLD", False, "HELD")
+    (reason,) = _decision(tmp_path)["reasons"]
+    assert "Nobody is known to have asked for this release" in reason
+    assert _decision(tmp_path)["checkpoint_offer"] is None, "the candidate is not what is wrong"
+    told = _gate(tmp_path, evidence, "told", policy="production", requested_by="max@example.com")
+    assert (told["verdict"], told["version"], told["state"]) == ("PROMOTE", "1", "AWAITING_APPROVAL")
+    assert _decision(tmp_path, "told")["requester"] == "max@example.com"
+    again = _gate(tmp_path, make_evidence(tmp_path / "more", seed=4), "again", policy="production")
+    assert again["verdict"] == "PROMOTE", "the ledger knows who asked, also where a later run does not"
+    with pytest.raises(ApprovalError, match="max asked for this release"):
+        operations.approve(MODEL, "1", actor="max", reason="mine", key=KEY, signed_in=True)
+
+
+def test_whoever_ran_the_gate_for_somebody_else_does_not_approve_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLUMBLINE_ACTOR", "eve")
+    _gate(tmp_path, make_evidence(tmp_path / "good"), policy="production", requested_by="max")
+    for name in ("eve", "max"):
+        with pytest.raises(ApprovalError, match=f"{name} asked for this release"):
+            operations.approve(MODEL, "1", actor=name, reason="mine", key=KEY, signed_in=True)
 
 
 def test_an_overoptimised_candidate_is_blocked_and_the_champion_stays(tmp_path: Path) -> None:
@@ -311,8 +342,9 @@ def test_a_rejected_model_stays_rejected_whatever_the_evidence(tmp_path: Path) -
 
 
 def test_a_decision_that_newer_evidence_overtook_promotes_nothing(tmp_path: Path) -> None:
-    _gate(tmp_path, make_evidence(tmp_path / "good"), "old", policy="production")
-    _gate(tmp_path, make_evidence(tmp_path / "newer", seed=4), "new", policy="production")
+    for name, seed in (("old", 0), ("new", 4)):
+        evidence = make_evidence(tmp_path / f"evidence-{name}", seed=seed)
+        _gate(tmp_path, evidence, name, policy="production", requested_by="max")
     with pytest.raises(PromotionError, match="not the latest verdict"):
         run_promote(decision=str(tmp_path / "old"))
 
