@@ -47,6 +47,7 @@ STEPS = frozenset(
         "new_data",
         "open_release",
         "ppo",
+        "preference_check",
         "preference_optimization",
         "prerequisites",
         "promote",

@@ -1,8 +1,8 @@
 """What the training pipelines have in common: everything but the step that optimises the policy.
 
-    prerequisites > data_validation > sft > collection > data_validation (pairs) > reward_model + held-out reward model
-        > reward_model_check > (optimiser) > evaluation > release (human_eval > release_gate > promote | keep_champion)
-        > report
+    prerequisites > data_validation > preference_check > sft > collection > data_validation (pairs)
+        > reward_model + held-out reward model > reward_model_check > (optimiser) > evaluation
+        > release (human_eval > release_gate > promote | keep_champion) > report
 
 `pipelines.rlhf` puts PPO in, `pipelines.preference` DPO and its kin. The exit handler tells how a run ended, whatever
 happened.
@@ -18,7 +18,7 @@ from typing import Any
 from kfp import dsl
 
 from components.collection.component import collection
-from components.data_validation.component import data_validation
+from components.data_validation.component import data_validation, preference_check
 from components.evaluation.component import evaluation
 from components.prerequisites.component import prerequisites
 from components.report.component import finish, report
@@ -147,6 +147,7 @@ class TrainingSteps:
             reward_rules=given.get("reward_rules", []),
             reward_models=given.get("reward_models", []),
             human_eval_settings=given["human_eval_settings"],
+            collection_settings=given["collection_settings"],
             settings=given["prerequisites_settings"],
             recipe=given["recipe"],
         )
@@ -154,8 +155,9 @@ class TrainingSteps:
         base_model = ready.outputs["base_model"]  # on the hub by its commit
         validation, rewarding = given["data_validation_settings"], given["reward_model_settings"]
         data = self._validated(ready, base_model, validation, given["sft_data"], given["prompt_data"])
-        reference = self._tuned(ready, data, base_model, seed, given["sft_settings"])
         collecting = given["collection_settings"]
+        readable = self._checked_pairs(ready, data, base_model, given["preference_data"], validation, collecting)
+        reference = self._tuned(ready, data, base_model, seed, given["sft_settings"], after=readable)
         raw_pairs = self._collected(ready, reference, data, given["preference_data"], seed, collecting)
         pairs = self._validated_pairs(ready, raw_pairs, data, base_model, validation)
 
@@ -210,7 +212,23 @@ class TrainingSteps:
         )
         return place(task, self.light, name="data_validation", cache=True).outputs["dataset"]
 
-    def _tuned(self, ready: Any, data: Any, base_model: Any, seed: Any, settings: Any) -> Any:
+    def _checked_pairs(
+        self, ready: Any, data: Any, base_model: Any, preference_data: Any, settings: Any, collecting: Any
+    ) -> Any:
+        """Before a GPU is asked for: a faulty file of pairs is not found after SFT only."""
+        task = preference_check(
+            dataset=data,
+            preference_data=preference_data,
+            base_model=base_model,
+            base_model_digest=ready.outputs["base_model_digest"],
+            settings=settings,
+            collection_settings=collecting,
+            data_digest=ready.outputs["preference_digest"],
+            code_digest=code_version("data_validation"),
+        )
+        return place(task, self.light, name="preference_check", cache=True)
+
+    def _tuned(self, ready: Any, data: Any, base_model: Any, seed: Any, settings: Any, after: Any) -> Any:
         task = sft(
             data=data,
             base_model=base_model,
@@ -219,7 +237,7 @@ class TrainingSteps:
             settings=settings,
             code_digest=code_version("sft"),
         )
-        return place(task, self.train, name="sft", cache=True).outputs["policy"]
+        return place(task.after(after), self.train, name="sft", cache=True).outputs["policy"]
 
     def _collected(self, ready: Any, policy: Any, data: Any, preference_data: Any, seed: Any, settings: Any) -> Any:
         task = collection(

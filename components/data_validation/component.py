@@ -1,10 +1,10 @@
-"""KFP shell of the data_validation stage."""
+"""KFP shells of the data_validation stage: judge data; judge early what is judged again later."""
 
 from kfp import dsl
 
 from components.shared.images import LIGHT_IMAGE
 
-__all__ = ["data_validation"]
+__all__ = ["data_validation", "preference_check"]
 
 
 @dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
@@ -56,3 +56,45 @@ def data_validation(
         )
     )
     shutil.copyfile(f"{dataset.path}/report.html", report.path)
+
+
+@dsl.component(base_image=LIGHT_IMAGE, install_kfp_package=False)
+def preference_check(
+    dataset: dsl.Input[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    base_model: str,
+    settings: dict,
+    collection_settings: dict,
+    data_digest: str,
+    code_digest: str,
+    preference_data: str = "",
+    base_model_digest: str = "",
+) -> int:
+    """Judges the user's preference pairs as the task after collection will, before anything is trained.
+
+    Args:
+        dataset: Validated demonstrations and prompts, whose held-out prompts the pairs must not hold.
+        report: The data report; where the run collects its pairs itself, that there is nothing to judge yet.
+        base_model: Folder or hub id of the model whose tokenizer counts tokens.
+        settings: Settings of the stage (DataValidationSettings).
+        collection_settings: CollectionSettings: whether the pairs are the user's.
+        data_digest: Digest of the pairs; a change of the data is a change of the cache key.
+        code_digest: Digest of the stage's code; a change of the code is a change of the cache key.
+        preference_data: File, folder or address of preference pairs; empty for none.
+        base_model_digest: Digest of the base model, as recorded with the data's; empty: the data is not compared.
+
+    Returns:
+        How many rows were judged.
+    """
+    from components.data_validation.stage import check_preferences
+
+    return check_preferences(
+        report=report.path,
+        dataset=dataset.path,
+        base_model=base_model,
+        settings=settings,
+        source=collection_settings.get("source", "dataset"),
+        preference_data=preference_data,
+        data_digest=data_digest,
+        base_model_digest=base_model_digest,
+    )

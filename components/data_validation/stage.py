@@ -3,8 +3,9 @@
     read > recognise > redact > measure > expectations and checks > split > judge > dataset artifact + report
 
 One component, two tasks: the first validates demonstrations and prompts, the second the preference pairs that
-collection yields, against the held-out prompts of the first. A run that must stop leaves its quarantine and report in
-`<output>.rejected/` and says why.
+collection yields, against the held-out prompts of the first. Pairs that the user gives are judged before that too,
+so that a faulty file does not wait for a GPU (`check_preferences`). A run that must stop leaves its quarantine and
+report in `<output>.rejected/` and says why.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from components.shared.tracking import stage_run
 if TYPE_CHECKING:
     from components.shared.tracking import StageRun
 
-__all__ = ["run"]
+__all__ = ["check_preferences", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def run(
     prompts_dataset: str = "",
     data_digest: str = "",
     base_model_digest: str = "",
+    name: str = "",
 ) -> dict[str, Any]:
     """Writes a `dataset` artifact.
 
@@ -66,6 +68,7 @@ def run(
             human-evaluation prompts stay as they are.
         data_digest: Digest of the data, as the first step of the run recorded it; noted in the manifest.
         base_model_digest: Digest of the base model, recorded with it. Empty: the data is not compared.
+        name: Of the step; by default after what is validated.
 
     Returns:
         Digest, rows by split, and rows quarantined, for the pipeline's metadata.
@@ -82,7 +85,7 @@ def run(
         raise InputError(
             "no data was given.", where="data_validation", hint="Give sft_data, prompt_data or preferences."
         )
-    name = "data_validation_pairs" if set(addresses) == {"preferences"} else "data_validation"
+    name = name or ("data_validation_pairs" if set(addresses) == {"preferences"} else "data_validation")
     with stage_run(name, settings=parsed.model_dump(mode="json")) as tracked:
         if (compared := _recorded(addresses)) is not None:
             locations.require_as_recorded(compared, data_digest, base_model_digest)
@@ -108,6 +111,54 @@ def run(
         tracked.log_metrics(_counts(parts, assignment))
         tracked.log_artifact(Path(output) / "report.html")
     return {"digest": read_artifact(output, "dataset").digest, **_counts(parts, assignment)}
+
+
+def check_preferences(
+    *,
+    report: str,
+    dataset: str,
+    base_model: str,
+    settings: dict[str, Any],
+    source: str,
+    preference_data: str,
+    data_digest: str = "",
+    base_model_digest: str = "",
+) -> int:
+    """Judges the user's preference pairs by all that `run` will judge them by when collection has passed them on.
+
+    Args:
+        report: Where the data report goes; of data that is rejected, `<report>.rejected/` holds it and the quarantine.
+        dataset: Folder of the validated demonstrations and prompts.
+        base_model: As for `run`.
+        settings: As for `run`.
+        source: Where the run's pairs come from; only those of source `dataset` are there to be judged.
+        preference_data: Address of the pairs.
+        data_digest: As for `run`.
+        base_model_digest: As for `run`.
+
+    Returns:
+        How many rows were judged.
+
+    Raises:
+        InputError: As for `run`.
+    """
+    if source != "dataset" or not preference_data:
+        write_text(Path(report), "<!DOCTYPE html><title>Preferences</title><p>This run collects its pairs itself.</p>")
+        return 0
+    found = run(
+        output=report,
+        base_model=base_model,
+        settings=settings,
+        preferences=preference_data,
+        prompts_dataset=dataset,
+        data_digest=data_digest,
+        base_model_digest=base_model_digest,
+        name="preference_check",
+    )
+    page = (Path(report) / "report.html").read_text(encoding="utf-8")
+    shutil.rmtree(report)  # what trains is judged when it is there
+    write_text(Path(report), page)
+    return found["rows"]
 
 
 def _recorded(addresses: Mapping[Kind, str]) -> list[str] | None:

@@ -22,6 +22,7 @@ def prerequisites(
     reward_models: list = [],  # noqa: B006
     recipe: dict = {},  # noqa: B006
     human_eval_settings: dict = {},  # noqa: B006
+    collection_settings: dict = {},  # noqa: B006
 ) -> NamedTuple(
     "Outputs",
     [
@@ -50,12 +51,14 @@ def prerequisites(
         reward_models: Addresses of reward models that PPO is paid by, beside the one that the run trains.
         recipe: Digest of each setting, of code and images, by name: a retraining run compares them.
         human_eval_settings: HumanEvalSettings; the items by which raters are checked must be there.
+        collection_settings: CollectionSettings; the plug-in that judges pairs is pinned for collection.
 
     Returns:
         Version, digest and URI of the champion, empty when there is none yet; the base model, on the hub by its commit,
         so that later steps load what this one saw; digests of the data, the preference
-        pairs, the base model, the plug-ins' source, and the further rewards (models and rules' source), so that the
-        cache of later steps sees a change of what lies behind a path or a name.
+        pairs, the base model, the source of the plug-in that collection loads, and the further rewards (models and
+        rules' source), so that the cache of a later step sees a change of what lies behind a path or a name that it
+        uses, and of no other.
     """
     from collections import namedtuple
 
@@ -71,6 +74,7 @@ def prerequisites(
         reward_models=reward_models,
         recipe=recipe,
         human_eval=human_eval_settings,
+        collection=collection_settings,
         settings=settings,
     )
     return namedtuple("Outputs", list(found))(**found)

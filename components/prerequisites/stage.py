@@ -52,6 +52,7 @@ def run(
     reward_models: Sequence[str] = (),
     recipe: Mapping[str, str] | None = None,
     human_eval: Mapping[str, Any] | None = None,
+    collection: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Checks everything, then pins what later steps depend on.
 
@@ -65,13 +66,15 @@ def run(
         reward_models: Addresses of reward models that PPO is paid by, beside the one that the run trains.
         recipe: Digest of each setting, of code and images, by name: retraining compares them.
         human_eval: HumanEvalSettings; the items by which raters are checked are looked at.
+        collection: CollectionSettings; the plug-in that judges pairs is pinned.
 
     Returns:
         `champion_version`, `champion_digest`, `champion_uri` (empty when there is none yet), `base_model` (a hub
         model by its commit), `base_model_digest`,
         `data_digest` (demonstrations and prompts) and `preference_digest`; the last two take in the base model, whose
-        tokens validation counts. `plug_in_digest`: of the plug-ins' source. `reward_digest`: of the further reward
-        models and the rules' source; apart from the plug-ins', so that an edited rule asks no rater again.
+        tokens validation counts. `plug_in_digest`: of the source of the plug-in that collection loads.
+        `reward_digest`: of the further reward models and the rules' source. Each is for the step that uses it, so that
+        an edited rule or panel asks no rater again.
 
     Raises:
         PlumblineError: All that is missing, one fault a line.
@@ -105,9 +108,15 @@ def run(
             "preference_digest": recorded_digest([inputs["preferences"]], base),
             "base_model": pinned,
             "base_model_digest": base,
-            "plug_in_digest": plug_in_digest(plug_ins),
+            "plug_in_digest": plug_in_digest(_raters(collection or {})),
             "reward_digest": _reward_digest(reward_rules, reward_models),
         }
+
+
+def _raters(collection: Mapping[str, Any]) -> list[str]:
+    """The plug-in that collection loads, if it does."""
+    raters = collection.get("raters")
+    return [raters] if raters and collection.get("source") == "raters" else []
 
 
 def _gold_items(human_eval: Mapping[str, Any]) -> list[Callable[[], str]]:
@@ -128,5 +137,8 @@ def _run_all(*checks: Callable[[], str]) -> None:
         except PlumblineError as error:
             logger.error("FAIL  %s", error)
             faults.append(str(error))
-    if faults:
-        raise PlumblineError("; ".join(faults), where=f"{len(faults)} prerequisite{'s' * (len(faults) > 1)} missing")
+    if len(faults) == 1:
+        raise PlumblineError(faults[0], where="1 prerequisite missing")
+    if faults:  # each with its own remedy, on a line of its own
+        lines = "".join(f"\n  {number}. {fault}" for number, fault in enumerate(faults, start=1))
+        raise PlumblineError(lines, where=f"{len(faults)} prerequisites missing")

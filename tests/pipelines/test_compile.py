@@ -18,6 +18,7 @@ from pipelines.settings import RunSettings, load_run_settings
 _PURE = {
     "data_validation",
     "data_validation_pairs",
+    "preference_check",
     "sft",
     "collection",
     "reward_model",
@@ -63,6 +64,13 @@ def test_rlhf_has_every_stage_and_caches_the_pure_ones_only(tmp_path: Path) -> N
     assert set(tasks) == _PURE | others
     cached = {name for name, task in tasks.items() if (task.get("cachingOptions") or {}).get("enableCache")}
     assert cached == _PURE
+
+
+def test_nothing_is_trained_before_the_users_pairs_are_judged(tmp_path: Path) -> None:
+    for pipeline in ("rlhf", "preference"):
+        tasks = _tasks(_compile(tmp_path, pipeline))
+        assert "preference-check" in tasks["sft"]["dependentTasks"]
+        assert not {"sft", "collection"} & set(tasks["preference_check"]["dependentTasks"])
 
 
 def test_ppo_waits_for_the_reward_model_check(tmp_path: Path) -> None:

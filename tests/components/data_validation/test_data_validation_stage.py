@@ -13,7 +13,7 @@ import pytest
 from tiny_validation import make_pair, make_prompt, make_sft, read_rows_of, save_tokenizer, words, write_rows
 
 from components.data_validation import stage
-from components.data_validation.stage import run
+from components.data_validation.stage import check_preferences, run
 from components.shared.artifacts import read_artifact, write_artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import write_json
@@ -324,3 +324,32 @@ def test_data_that_changes_while_it_is_read_is_refused(
     with pytest.raises(InputError, match=r"sft\.jsonl: the data changed while it was read"):
         _run(tmp_path, base_model, sft_data=_sft_file(tmp_path))
     assert not (tmp_path / "out").exists()
+
+
+def _check(tmp_path: Path, base_model: str, pairs: str, **overrides: Any) -> int:
+    options: dict[str, Any] = {"report": str(tmp_path / "report"), "dataset": str(tmp_path / "out")}
+    options |= {"base_model": base_model, "settings": SETTINGS, "source": "dataset", "preference_data": pairs}
+    return check_preferences(**{**options, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("not json at all\n", "is not JSON lines"),
+        ("", "holds no rows"),
+        (json.dumps({"question": "q", "answer": "a"}) + "\n", "pairs.jsonl"),
+    ],
+)
+def test_a_broken_file_of_pairs_is_found_before_anything_is_trained(
+    tmp_path: Path, base_model: str, content: str, said: str
+) -> None:
+    _run(tmp_path, base_model, sft_data=_sft_file(tmp_path), prompt_data=_prompt_file(tmp_path))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(content)
+    with pytest.raises(InputError, match=said):
+        _check(tmp_path, base_model, str(pairs))
+    assert _check(tmp_path, base_model, str(pairs), source="raters") == 0, "this run collects its own"
+    write_rows(pairs, [make_pair(n) for n in range(150)])
+    (tmp_path / "report").unlink()
+    assert _check(tmp_path, base_model, str(pairs)) == 150
+    assert "PASSED" in (tmp_path / "report").read_text()

@@ -93,8 +93,17 @@ def test_every_fault_is_told_at_once(services: None, tmp_path: Path, monkeypatch
     inputs = _make_inputs(tmp_path, data=data, plug_ins=["no.such.module:raters"])
     with pytest.raises(PlumblineError, match="3 prerequisites missing") as caught:
         run(**inputs)
-    for said in ("no such sft file", "cannot import 'no.such.module'", "PLUMBLINE_LEDGER_ANCHOR"):
-        assert said in str(caught.value)
+    first, *lines = str(caught.value).splitlines()
+    assert first.strip() == "3 prerequisites missing:"
+    remedies = {
+        "no such sft file": "Check the path under `data`",
+        "cannot import 'no.such.module'": "",
+        "PLUMBLINE_LEDGER_ANCHOR": "Set it to a folder outside the evidence database",
+    }
+    for number, (line, (said, remedy)) in enumerate(zip(lines, remedies.items(), strict=True), start=1):
+        assert line.startswith(f"  {number}. ")
+        assert said in line
+        assert remedy in line
 
 
 _GOLD = {"id": "g", "prompt": "Is it safe?", "better": "No.", "worse": "Yes."}
@@ -208,3 +217,24 @@ def test_checkpoints_in_object_storage_are_tried_and_their_scratch_disk_measured
         check_checkpoints(place, 1e9)
     with pytest.raises(PlumblineError, match=r"no bucket 'absent-one'.*Create it"):
         check_checkpoints("s3://absent-one/checkpoints", 0)
+
+
+def test_a_changed_panel_makes_no_pair_be_collected_anew(
+    services: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pair_raters", "panel"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"my_{name}.py").write_text("def make(seed):\n    return None\n")
+        monkeypatch.syspath_prepend(str(tmp_path / name))
+    plug_ins = ["my_pair_raters:make", "my_panel:make"]
+    collection = {"source": "raters", "raters": "my_pair_raters:make"}
+    inputs = _make_inputs(tmp_path, plug_ins=plug_ins, collection=collection)
+    found = [run(**inputs)["plug_in_digest"]]
+    for changed in ("panel", "pair_raters"):
+        file = tmp_path / changed / f"my_{changed}.py"
+        file.write_text(file.read_text() + "# another taste\n")
+        found.append(run(**inputs)["plug_in_digest"])
+    before, other_panel, other_raters = found
+    assert before == other_panel != other_raters
+    passed_on = {**collection, "source": "dataset"}
+    assert run(**inputs | {"collection": passed_on})["plug_in_digest"] not in found, "no rater is used, none is pinned"
