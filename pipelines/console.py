@@ -1,7 +1,8 @@
 """What a person sees while a pipeline runs on this machine: a line for each step, with a bar and its main figures.
 
 Steps run in processes of their own and tell their progress in a file (`components.shared.progress`); kfp tells through
-the log which steps it took from its cache. `Watcher` follows both. Without a terminal it prints a line a step.
+the log which steps it took from its cache. `Watcher` follows both. Without a terminal it
+prints a line when a step begins and one when it ends.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ class Watcher:
                 step = _Step(event["stage"], event["time"])
                 step.task_id = self._bars.add_task(step.name, total=None, seconds="", figures="")
                 self._steps.append(step)
+                if not self.console.is_terminal:  # a step may take hours; that it goes on is to be seen
+                    self.console.print(f"  > {step.name}", highlight=False, markup=False)
             case "progress" if self._steps:
                 step = self._steps[-1]
                 step.figures = _figures(event["label"], event["fields"])

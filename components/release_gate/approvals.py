@@ -21,7 +21,7 @@ from components.release_gate.signatures import (
     statement_of,
     written_under,
 )
-from components.release_gate.states import Event, State, next_state
+from components.release_gate.states import Event, IllegalMoveError, State, next_state
 from components.shared.accounts import account, user_of
 from components.shared.errors import PlumblineError
 from components.shared.pseudonyms import PSEUDONYM_KEY
@@ -88,7 +88,7 @@ def approve(
         mine = any(same_name(actor, entry.actor) for entry in given)
         if mine and view.state(version) in (State.AWAITING_APPROVAL, State.APPROVED):
             return []
-        next_state(view.state(version), Event.APPROVE, where=f"{model} version {version}")
+        _require_awaiting(view, version)
         asked = _verdict(view, version)
         ended = lapse(view, version)
         if ended is not None:
@@ -163,6 +163,18 @@ def require_person(actor: str, reason: str) -> tuple[str, str]:
     if not reason:
         raise ApprovalError("no reason is given.", hint="Say why; it stays on the ledger.")
     return actor, reason
+
+
+def _require_awaiting(view: LedgerView, version: str) -> None:
+    """That it awaits approval; of a release that is held, what it waits for."""
+    state, held, where = view.state(version), view.last(version, Event.HOLD), f"{view.model} version {version}"
+    if state is State.HELD and held is not None:
+        raise IllegalMoveError(
+            f"{Event.APPROVE} is not possible in state {state}, for the gate waits for evidence: {held.reason}",
+            where=where,
+            hint="It is judged again when that is there; `plumbline status` shows what awaits votes.",
+        )
+    next_state(state, Event.APPROVE, where=where)
 
 
 def _verdict(view: LedgerView, version: str) -> Entry:

@@ -194,7 +194,7 @@ def _comparisons(statistics: dict[str, Any]) -> Markup:
     headers = [
         "comparison",
         "win rate",
-        "95 % interval",
+        "fixed-size interval",
         "lower bound",
         "upper bound",
         "length-controlled",
@@ -202,7 +202,9 @@ def _comparisons(statistics: dict[str, Any]) -> Markup:
         "votes",
     ]
     remark = (
-        "Win rate of the first-named model. The bounds are one-sided, 95 %, valid at any stopping time; they decide."
+        "Win rate of the first-named model. The bounds decide: one-sided, 95 %, of the confidence sequence, which is "
+        "valid however often somebody looked. The interval is a bootstrap by prompt, 95 %, for a number of prompts "
+        "fixed beforehand: narrower, and for reading only."
     )
     return table(headers, rows, caption=remark)
 

@@ -125,7 +125,7 @@ def _checkpoint_table(points: Sequence[Checkpoint]) -> Markup:
         "held-out (sd)",
         "KL (nats)",
         "human win rate",
-        "95 % interval",
+        "95 % by bootstrap",
     ]
     rows = [
         [
@@ -207,7 +207,8 @@ def _interval_of(values: Any, interval: str, count: str, unit: str) -> str:
     """`95 % [0.62, 0.71], 300 prompts`; nothing without data."""
     if dig(values, interval) is None:
         return ""
-    return f"95 % {format_interval(values[interval], 2)}, {format_number(values.get(count))} {unit}"
+    drawn = "95 % by bootstrap" if interval == "ci95" else "95 %"
+    return f"{drawn} {format_interval(values[interval], 2)}, {format_number(values.get(count))} {unit}"
 
 
 def _target(history: dict[str, Any]) -> str:

@@ -154,7 +154,7 @@ def _headline(view: ReleaseView, comparisons: dict[str, Any]) -> Markup:
     last = view.trajectory[-1] if view.trajectory else None
     return figures(
         [
-            ("People prefer it", main.get("win_rate"), f"95 % {format_interval(main.get('ci95'), 2)}"),
+            ("People prefer it", main.get("win_rate"), f"95 % by bootstrap {format_interval(main.get('ci95'), 2)}"),
             ("The reward model says", divergence.get("reward_win_rate"), "calibrated, on the same pairs"),
             ("KL, nats per answer", last.kl.value if last else None, "from the reference, held-out prompts"),
             ("Prompts", main.get("n_prompts"), f"{format_number(main.get('n_votes'))} votes"),
@@ -170,8 +170,9 @@ def _comparisons(comparisons: dict[str, Any]) -> Markup:
         [_words(name), row["win_rate"], format_interval(row["ci95"]), row["lower"], row["upper"], row["n_prompts"]]
         for name, row in comparisons.items()
     ]
-    headers = ["comparison", "win rate", "95 % interval", "lower bound", "upper bound", "prompts"]
-    return table(headers, rows, caption="Of the first-named model. The one-sided bounds decide.")
+    headers = ["comparison", "win rate", "fixed-size interval", "lower bound", "upper bound", "prompts"]
+    caption = "Of the first-named model. The one-sided bounds of the confidence sequence decide; the interval does not."
+    return table(headers, rows, caption=caption)
 
 
 def _slices(comparisons: dict[str, Any]) -> Markup:

@@ -162,3 +162,9 @@ def test_a_ledger_that_was_wiped_is_no_mistyped_name(office: Office, tmp_path: P
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM release_ledger"))
     assert not operations.verify(MODEL)["ok"]
+
+
+def test_an_approval_of_a_held_release_says_what_it_waits_for(office: Office, tmp_path: Path) -> None:
+    version = judge_weights(office, tmp_path, "one", verdict=Verdict.HOLD)
+    with pytest.raises(IllegalMoveError, match=r"state HELD, for the gate waits for evidence: because.*awaits votes"):
+        approve(MODEL, version, "alice", "good", office=office)
