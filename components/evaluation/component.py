@@ -53,8 +53,11 @@ def evaluation(
         candidate_digest: Its digest.
     """
     from components.evaluation.stage import run
+    from components.shared.artifacts import require_as_told
     from components.shared.files import write_json
 
+    rewards = {"reward_model": reward_model, "heldout_reward_model": heldout_reward_model}
+    require_as_told(reference=reference, candidate=candidate, kl_reference=kl_reference, dataset=dataset, **rewards)
     result = run(
         reference=reference.path if reference else "",
         candidate=candidate.path if candidate else "",

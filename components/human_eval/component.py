@@ -32,7 +32,9 @@ def human_eval(
         Whether every pair has all its votes.
     """
     from components.human_eval.stage import run
+    from components.shared.artifacts import require_as_told
 
+    require_as_told(evaluation=evaluation, dataset=dataset)
     result = run(
         evaluation=evaluation.path,
         dataset=dataset.path,

@@ -195,6 +195,7 @@ class RatingDesk:
             GoneError: The item has all its votes, or they are promised to others.
             AnsweredError: The rater gave another answer to it.
             SetAsideError: The rater's votes do not count.
+            ForeignLabelError: The rater judges in this batch himself.
         """
         plan = self._for_people(batch_id)
         item = self.books.book(batch_id).items.get(item_id)
@@ -204,6 +205,7 @@ class RatingDesk:
 
         def take(decision: Decision) -> bool:
             known = decision.book.latest(turn, rater) is not None
+            self._intake.require_not_here(decision, rater)
             self._intake.judgement(decision, turn, rater, answer, rater_kind, swapped=swapped, import_id=import_id)
             return not known
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Literal
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from components.human_eval.answers import RaterAnswer
 from components.human_eval.book import BatchBook, task_id_of
@@ -19,12 +19,13 @@ from components.human_eval.rating import (
     AnsweredError,
     ClosedError,
     Feedback,
+    ForeignLabelError,
     GoneError,
     RaterKind,
     Receipt,
     SetAsideError,
 )
-from components.human_eval.schema import DraftRow, JudgementRow, LeaseRow, PracticeRow
+from components.human_eval.schema import DraftRow, ItemRow, JudgementRow, LeaseRow, PracticeRow
 from components.human_eval.turns import Turn, shown_swapped
 from components.shared.files import digest_of
 
@@ -155,6 +156,23 @@ class Intake:
         book = decision.book
         if book.may_close(now=self._books.now()):
             decision.close(Closure(book.plan.batch_id, _DESK, _COMPLETE, self._books.stamp()))
+
+    def require_not_here(self, decision: Decision, rater: str) -> None:
+        """Whoever judges in this batch is not spoken for by a file: it could make him fail the checks."""
+        if rater not in decision.book.raters:
+            return
+        own = (
+            select(JudgementRow.judgement_id)
+            .join(ItemRow, ItemRow.item_id == JudgementRow.item_id)
+            .where(ItemRow.batch_id == decision.book.plan.batch_id)
+            .where(JudgementRow.rater == rater, JudgementRow.import_id.is_(None))
+            .limit(1)
+        )
+        if decision.connection.execute(own).first() is not None:
+            raise ForeignLabelError(
+                "this rater judges in the batch here, and labels in his name are not taken from a file.",
+                hint="Let each rater work in one place.",
+            )
 
     def require_open(self, book: BatchBook, rater: str) -> None:
         if not book.awaits(rater, now=self._books.stamp()):

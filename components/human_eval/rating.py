@@ -13,6 +13,7 @@ __all__ = [
     "AnsweredError",
     "ClosedError",
     "Feedback",
+    "ForeignLabelError",
     "GoneError",
     "Progress",
     "RaterKind",
@@ -35,6 +36,10 @@ class GoneError(PlumblineError):
 
 class AnsweredError(PlumblineError):
     """The rater gave another answer to this item already."""
+
+
+class ForeignLabelError(PlumblineError):
+    """A file holds labels of a rater who judges here."""
 
 
 class UnknownTaskError(PlumblineError):

@@ -89,7 +89,10 @@ def release_gate(
         roll_back: The live model is to be rolled back.
     """
     from components.release_gate.stage import run_gate
+    from components.shared.artifacts import require_as_told
 
+    rewards = {"reward_model": reward_model, "heldout_reward_model": heldout_reward_model}
+    require_as_told(candidate=candidate, evaluation=evaluation, evidence=evidence, **rewards)
     result = run_gate(
         candidate=candidate.path if candidate else "",
         evaluation=evaluation.path,
@@ -127,7 +130,9 @@ def promote(decision: dsl.Input[dsl.Artifact], code_digest: str) -> bool:
         Whether the version is live.
     """
     from components.release_gate.stage import run_promote
+    from components.shared.artifacts import require_as_told
 
+    require_as_told(decision=decision)
     return run_promote(decision=decision.path)["promoted"]
 
 
@@ -143,7 +148,9 @@ def roll_back(decision: dsl.Input[dsl.Artifact], code_digest: str) -> float:
         Seconds that it took.
     """
     from components.release_gate.stage import run_rollback
+    from components.shared.artifacts import require_as_told
 
+    require_as_told(decision=decision)
     return run_rollback(decision=decision.path)["seconds"]
 
 

@@ -13,7 +13,7 @@ from components.release_gate.offer import Offer, offer_checkpoint
 from components.release_gate.overoptimization import measure_overoptimization
 from components.release_gate.policy import PRODUCTION, load_policy_file
 from components.release_gate.releases import JudgedRelease, binding_of
-from components.release_gate.subject import BASELINE_NOT_CHECKED, REQUESTER, Subject
+from components.release_gate.subject import BASELINE_NOT_CHECKED, POLICY, REQUESTER, Subject
 from components.release_gate.terms import importers_of, people_of
 from components.release_gate.verdict import Judgement, Verdict
 from components.shared.errors import PlumblineError
@@ -82,7 +82,7 @@ def _offer(case: Case, judgement: Judgement) -> Offer | None:
     """An earlier checkpoint for a candidate that fails; None where there is nothing to offer one for."""
     passing = (Finding.PASS, Finding.NOT_APPLICABLE)
     failed = {found.name for found in judgement.criteria if found.verdict not in passing}
-    if case.live or judgement.verdict not in (Verdict.BLOCK, Verdict.HOLD) or failed == {REQUESTER}:
+    if case.live or judgement.verdict not in (Verdict.BLOCK, Verdict.HOLD) or failed <= {POLICY, REQUESTER}:
         return None
     return offer_checkpoint(case, judgement.criteria, run=pipeline_run())
 

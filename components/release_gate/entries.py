@@ -158,6 +158,12 @@ class LedgerView:
         told = (entry.data.get("requester", "") for entry in self.entries if entry.version == version)
         return next((name for name in told if not is_anonymous(name)), registered)
 
+    def verdict_before_live(self, version: str) -> Entry | None:
+        """The verdict on which a version first went live, or in spite of which; None if it never did."""
+        mine = [entry for entry in self.entries if entry.version == version]
+        begun = next((n for n, entry in enumerate(mine) if entry.event in (Event.PROMOTE, Event.BREAK_GLASS)), 0)
+        return next((entry for entry in reversed(mine[:begun]) if entry.data.get("verdict")), None)
+
     def last(self, version: str, *events: Event) -> Entry | None:
         """The latest entry of a version, among `events` if given."""
         for entry in reversed(self.entries):

@@ -25,7 +25,7 @@ from components.release_gate.policy import PRODUCTION, GatePolicy, load_policy_f
 from components.release_gate.provenance import check_provenance
 from components.release_gate.registry import Registry
 from components.release_gate.states import Event
-from components.release_gate.subject import asked_by_nobody
+from components.release_gate.subject import POLICY, asked_by_nobody
 from components.release_gate.terms import term_problems
 from components.release_gate.verdict import Judgement, decide
 from components.shared.artifacts import MANIFEST, read_artifact
@@ -291,7 +291,9 @@ def _own_policy(settings: Any) -> GatePolicy | None:
 
 def _judge(past: PastDecision, policy: GatePolicy) -> Judgement:
     case = _open_case(past, policy)
-    carried = [_as_criterion(found) for found in past.content["criteria"] if found["name"] == "rejection"]
+    same = policy.digest == past.content["policy"]["digest"]  # what the ledger said of it holds for that policy alone
+    names = {"rejection", POLICY} if same else {"rejection"}
+    carried = [_as_criterion(found) for found in past.content["criteria"] if found["name"] in names]
     if not case.live and "requester" in past.content:
         carried += asked_by_nobody(policy.release, past.content["requester"])
     return decide([*judge_all(case), *carried], live=case.live)

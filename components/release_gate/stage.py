@@ -43,6 +43,7 @@ from components.release_gate.subject import (
     nowhere_to_go_back,
     rejected_before,
     unchecked_baseline,
+    weaker_policy,
     with_notes,
 )
 from components.release_gate.verdict import Judgement, Verdict, decide
@@ -235,6 +236,7 @@ def _weigh(task: _Task, case: Case, subject: Subject, office: Office) -> tuple[J
     criteria = judge_all(case) + rejected_before(office.ledger.view(task.model), subject)
     if not case.live:
         criteria += asked_by_nobody(case.policy.release, task.requester(office, subject))
+        criteria += weaker_policy(case.policy.release, office.ledger.view(task.model))
     judgement = with_notes(decide(criteria, live=case.live), unchecked_baseline(subject))
     judgement = nowhere_to_go_back(judgement, subject)
     awaited = read_awaited(task.folders["human_evidence"]) if judgement.verdict is Verdict.HOLD else None

@@ -9,12 +9,14 @@ from components.release_gate.entries import LedgerView, is_anonymous
 from components.release_gate.findings import Criterion, Finding
 from components.release_gate.policy import ReleaseRule
 from components.release_gate.states import Event, State
+from components.release_gate.terms import fewer_people
 from components.release_gate.verdict import Judgement, Verdict
 from components.shared.artifacts import Artifact
 from components.shared.errors import PlumblineError
 
 __all__ = [
     "BASELINE_NOT_CHECKED",
+    "POLICY",
     "REQUESTER",
     "Subject",
     "asked_by_nobody",
@@ -23,6 +25,7 @@ __all__ = [
     "nowhere_to_go_back",
     "rejected_before",
     "unchecked_baseline",
+    "weaker_policy",
     "with_notes",
 ]
 
@@ -38,6 +41,9 @@ _LIVE_BASELINE_NOT_CHECKED = (
 )
 REQUESTER = "requester"
 """The criterion that somebody known asked for the release."""
+
+POLICY = "policy"
+"""The criterion that the policy asks as much of people as the champion's did."""
 
 _NO_PREDECESSOR = (
     "HARM IS SHOWN AND THERE IS NO PREDECESSOR TO ROLL BACK TO: version {version} is the first champion and stays "
@@ -129,6 +135,20 @@ def asked_by_nobody(rules: ReleaseRule, requester: str) -> list[Criterion]:
         "with release_gate.requested_by in its settings (or PLUMBLINE_ACTOR): training and votes are taken as they are."
     )
     return [Criterion(REQUESTER, Finding.HOLD, reason, threshold="a known requester")]
+
+
+def weaker_policy(rules: ReleaseRule, view: LedgerView) -> list[Criterion]:
+    """Whoever starts a run names its policy; it does not ask less of people than the champion's release did."""
+    live = view.verdict_before_live(view.champion) if view.champion else None
+    less = fewer_people(rules, live.data) if live is not None else []
+    if live is None or not less:
+        return []
+    reason = (
+        f"This policy asks less of people than {live.data.get('policy')}, by which version {view.champion} went live: "
+        f"{'; '.join(less)}. Name a policy that asks for as much. To ask for less from now on takes plumbline "
+        "break-glass once, which everybody is told of."
+    )
+    return [Criterion(POLICY, Finding.HOLD, reason, threshold="as much as the champion's", source="ledger")]
 
 
 def unchecked_baseline(subject: Subject) -> list[str]:

@@ -3,6 +3,9 @@
 The gate writes them into the ledger, where those who approve, promote and verify read them. Whoever adds a row to the
 ledger may write other ones: `term_problems` compares them with the policy and the evidence that were kept beside the
 version, whose digests the same row names.
+
+Whoever starts a run names its policy. So a model that people have approved is not released by fewer of them because a
+run names a policy that asks for fewer: `fewer_people` compares with the terms on which the champion went live.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from typing import Any
 from components.release_gate.policy import ReleaseRule
 from components.shared.pseudonyms import is_pseudonym
 
-__all__ = ["importers_of", "people_of", "term_problems", "terms_of"]
+__all__ = ["fewer_people", "importers_of", "people_of", "term_problems", "terms_of"]
 
 _WORDS = {
     "approvals_required": "approvals needed",
     "command_line_may_approve": "approvals of the command line count",
+    "raters_may_approve": "who rated may approve",
+    "require_known_requester": "somebody known has to have asked for it",
     "raters": "raters who may not approve",
     "importers": "importers who may not approve",
 }
@@ -34,9 +39,33 @@ def terms_of(rules: ReleaseRule, raters: Iterable[str], importers: Iterable[str]
     return {
         "approvals_required": rules.approvals_required,
         "command_line_may_approve": rules.command_line_may_approve,
+        "raters_may_approve": rules.raters_may_approve,
+        "require_known_requester": rules.require_known_requester,
         "raters": [] if rules.raters_may_approve else sorted(raters),
         "importers": sorted(importers),
     }
+
+
+def fewer_people(rules: ReleaseRule, champions: Mapping[str, Any]) -> list[str]:
+    """In what a policy asks less of people than the verdict on which the champion went live; empty if in nothing.
+
+    Args:
+        rules: Of the policy that is to judge the candidate.
+        champions: What the ledger says of that verdict; a term that an earlier gate did not know is not there.
+    """
+    found = []
+    required = champions.get("approvals_required", 0)
+    if rules.approvals_required < required:
+        found.append(f"{rules.approvals_required} approvals, and the champion had {required}")
+    if not required:
+        return found
+    if rules.command_line_may_approve and champions.get("command_line_may_approve") is False:
+        found.append("approvals of the command line count, and for the champion they did not")
+    if rules.raters_may_approve and champions.get("raters_may_approve") is False:
+        found.append("who rated may approve, and of the champion's they did not")
+    if not rules.require_known_requester and champions.get("require_known_requester"):
+        found.append("nobody known has to have asked for it, and for the champion somebody had")
+    return found
 
 
 def people_of(judgements: Iterable[Mapping[str, Any]]) -> set[str]:

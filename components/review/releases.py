@@ -326,11 +326,11 @@ def _sample(item: dict[str, Any], votes: list[SampleVote]) -> SamplePair:
 
 def _votes_by_item(view: ReleaseView) -> dict[str, list[SampleVote]]:
     rows = view.dossier.rows("human_evidence", "judgements.jsonl")
-    superseded = {row["supersedes"] for row in rows}
+    superseded = {row.get("supersedes") for row in rows}
     raters = (view.statistics or {}).get("raters", {})
     votes: dict[str, list[SampleVote]] = defaultdict(list)
     for row in rows:
-        if row["kind"] == "vote" and row["judgement_id"] not in superseded:
+        if row.get("kind") == "vote" and row["judgement_id"] not in superseded:
             votes[row["item_id"]].append(_vote(row, counted=bool(raters.get(row["rater"], {}).get("counted"))))
     return votes
 

@@ -20,7 +20,16 @@ from components.shared.code_version import code_version
 from components.shared.errors import ArtifactError
 from components.shared.files import digest_of, read_json, sha256_file, sync_folder, write_json
 
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "Artifact", "Draft", "content_digest", "read_artifact", "write_artifact"]
+__all__ = [
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "Artifact",
+    "Draft",
+    "content_digest",
+    "read_artifact",
+    "require_as_told",
+    "write_artifact",
+]
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -148,6 +157,34 @@ def read_artifact(path: str | Path, kind: str | tuple[str, ...]) -> Artifact:
         )
     _verify_files(path, manifest)
     return Artifact(path, manifest)
+
+
+def require_as_told(**given: Any) -> None:
+    """Makes sure that what lies in the artifact store is what the step that wrote it told the orchestrator.
+
+    A manifest vouches for its files and nobody for the manifest: who may write to the store could put another artifact
+    there, whole in itself, between two steps. The digest in an artifact's metadata goes another way.
+
+    Args:
+        **given: KFP artifacts by role; None for one that is absent. One that is fetched from elsewhere has no digest
+            in its metadata, and whoever fetches it compares it.
+
+    Raises:
+        ArtifactError: Another artifact lies there.
+    """
+    for role, artifact in given.items():
+        told = (getattr(artifact, "metadata", None) or {}).get("digest")
+        manifest = Path(artifact.path) / MANIFEST if artifact else None
+        if not told or manifest is None or not manifest.is_file():  # that it is missing, whoever reads it says
+            continue
+        found = read_json(manifest)
+        digest = found.get("digest") if isinstance(found, dict) else None
+        if digest != told:
+            raise ArtifactError(
+                f"has digest {str(digest)[:12]}, but the step that made it wrote {str(told)[:12]}: it was replaced.",
+                where=f"{role}, {artifact.path}",
+                hint="Find out who writes to the artifact store, and run that step again.",
+            )
 
 
 def content_digest(kind: str, files: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from components.human_eval.answers import RaterAnswer
 from components.human_eval.database import EvidenceDatabase, open_database
 from components.human_eval.desk import RatingDesk
 from components.human_eval.imports import find_imports, record_import, tell_imports
+from components.human_eval.rating import ForeignLabelError
 from components.shared.accounts import account
 from components.shared.errors import InputError, PlumblineError
 
@@ -60,3 +61,16 @@ def test_a_judgement_of_an_import_that_nobody_recorded_is_no_evidence(desk: Rati
     desk.take_label("batch", "item-0", "rater-x", ANSWER, swapped=False, import_id="invented")
     with pytest.raises(PlumblineError, match="an import that is not recorded: invented"):
         tell_imports(find_imports(desk.database, "batch"), desk.database.judgements("batch"))
+
+
+def test_a_file_does_not_speak_for_a_rater_who_judges_here(desk: RatingDesk) -> None:
+    """Else a manager could make the honest raters fail their checks, and so take their votes away."""
+    task = desk.next_task("batch", "rater-honest")
+    assert task is not None
+    desk.submit(task.task_id, "rater-honest", ANSWER)
+    other = next(name for name in ("item-0", "item-1") if name != desk.database.judgements("batch")[0].item_id)
+    name = _import(desk.database)
+    with pytest.raises(ForeignLabelError, match="this rater judges in the batch here"):
+        desk.take_label("batch", other, "rater-honest", ANSWER, swapped=False, import_id=name)
+    assert desk.take_label("batch", other, "rater-elsewhere", ANSWER, swapped=False, import_id=name)
+    assert not desk.take_label("batch", other, "rater-elsewhere", ANSWER, swapped=False, import_id=name)

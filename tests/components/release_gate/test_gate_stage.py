@@ -405,3 +405,48 @@ def test_the_shells_pass_everything_on(tmp_path: Path) -> None:
     assert decision.metadata["version"] == "1"
     assert shells.promote.python_func(decision=decision, code_digest="c") is True
     assert "Version 1 stays champion" in shells.keep_champion.python_func(decision=decision, code_digest="c")
+    inputs["evidence"].metadata = {"digest": "0" * 64}  # as human_eval told it: somebody has put other votes there
+    with pytest.raises(ArtifactError, match=r"evidence, .*it was replaced"):
+        shells.release_gate.python_func(
+            **inputs, decision=decision, model_name=MODEL, policy=_write_policy(tmp_path), seed=0, code_digest="c"
+        )
+    decision.metadata = {"digest": "0" * 64}
+    for act in (shells.promote, shells.roll_back):
+        with pytest.raises(ArtifactError, match=r"decision, .*it was replaced"):
+            act.python_func(decision=decision, code_digest="c")
+
+
+def _approved_by_two(root: Path) -> str:
+    """A champion that two people approved under production; returns its digest."""
+    evidence = make_evidence(root / "first", weights="first")
+    _gate(root, evidence, "first-decision", policy="production", requested_by="max")
+    for actor in ("alice", "bob"):
+        operations.approve(MODEL, "1", actor=actor, reason="good", key=KEY, signed_in=True)
+    return digest_of_policy(evidence.candidate)
+
+
+def test_a_run_that_names_a_policy_which_asks_nobody_does_not_get_past_those_who_approved_the_champion(
+    tmp_path: Path,
+) -> None:
+    champion = _approved_by_two(tmp_path)
+    evidence = make_evidence(tmp_path / "better", weights="better", champion_digest=champion)
+    sly = _gate(tmp_path, evidence)  # by a policy of zero approvals, as whoever starts a run may name one
+    assert (sly["verdict"], sly["promote"], sly["state"], sly["champion"]) == ("HOLD", False, "HELD", "1")
+    (reason,) = _decision(tmp_path)["reasons"]
+    assert "0 approvals, and the champion had 2" in reason
+    with pytest.raises(PromotionError, match="the verdict is HOLD"):
+        run_promote(decision=str(tmp_path / "decision"))
+    for release in ({"approvals_required": 2, "command_line_may_approve": True}, {"approvals_required": 1}):
+        sly = _gate(tmp_path, evidence, "again", policy=_write_policy(tmp_path, release=release))
+        assert sly["verdict"] == "HOLD", release
+    honest = _gate(tmp_path, evidence, "honest", policy="production", requested_by="max")
+    assert (honest["verdict"], honest["state"]) == ("PROMOTE", "AWAITING_APPROVAL")
+
+
+def test_asking_less_of_people_from_now_on_takes_breaking_the_glass_once(tmp_path: Path) -> None:
+    champion = _approved_by_two(tmp_path)
+    second = make_evidence(tmp_path / "second", weights="second", champion_digest=champion)
+    assert _gate(tmp_path, second)["verdict"] == "HOLD"
+    operations.break_glass(MODEL, "2", actor="the chief", reason="we are too few")
+    third = make_evidence(tmp_path / "third", weights="third", champion_digest=digest_of_policy(second.candidate))
+    assert _gate(tmp_path, third, "third-decision")["verdict"] == "PROMOTE"

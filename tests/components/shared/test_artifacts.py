@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from components.shared.artifacts import MANIFEST, read_artifact, write_artifact
+from components.shared.artifacts import MANIFEST, read_artifact, require_as_told, write_artifact
 from components.shared.errors import ArtifactError
 
 
@@ -109,3 +110,15 @@ def test_a_retried_step_replaces_its_own_artifact_but_nothing_else(tmp_path: Pat
     with pytest.raises(ArtifactError, match="something else"):
         _write(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_was_put_in_an_artifacts_place_is_told_from_what_its_step_wrote(tmp_path: Path) -> None:
+    _write(tmp_path / "a")
+    told = read_artifact(tmp_path / "a", "policy").digest
+    candidate = SimpleNamespace(path=str(tmp_path / "a"), metadata={"digest": told})
+    require_as_told(candidate=candidate, history=None)
+    _write(tmp_path / "a", "other weights, with a manifest that fits them")
+    assert read_artifact(tmp_path / "a", "policy").digest != told
+    with pytest.raises(ArtifactError, match=r"candidate, .*: has digest .* it was replaced"):
+        require_as_told(candidate=candidate)
+    require_as_told(fetched=SimpleNamespace(path=str(tmp_path / "a"), metadata={}))
