@@ -166,7 +166,7 @@ def asked_for(workspace: str, tmp_path: Path) -> Entry:
     rated = [{"judgement_id": "j", "rater": ReviewKey("a secret").pseudonym("eve"), "rater_kind": "human"}]
     evidence = make_evidence(tmp_path / "asked", weights="asked", edits={"judgements.jsonl": lambda _: rated})
     arguments = {"output": str(tmp_path / "asked-decision"), "mode": "candidate", "policy": str(policy), "seed": 0}
-    version = run_gate(**evidence.as_arguments(**arguments, model_name=MODEL))["version"]
+    version = run_gate(**evidence.as_arguments(**arguments, model_name=MODEL, requested_by="max"))["version"]
     asked = open_office().ledger.view(MODEL).last(version, Event.AWAIT_APPROVAL)
     assert asked is not None
     return asked
