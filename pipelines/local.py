@@ -102,20 +102,22 @@ def _run_in(
     workspace.point_latest(run)
     started = time.time()
     watcher = Watcher(run.progress, console, _task_names(pipeline))
-    with (
-        workspace.environment(run, threads=settings.execution.threads_per_step),
-        _signals_to_the_step(run, in_containers=settings.execution.runner == "docker") as signals,
-        watcher,
-    ):
-        failed = _execute(settings, workspace, run, pipeline, arguments)
-    failure = (watcher.failure or _failure_from_log(run.log, watcher.names)) if failed else None
-    if failure and signals:
-        failure = Failure(failure.stage, f"interrupted by {signal.Signals(signals[0]).name}; run again to go on.")
-    artifacts = {**(given or {}), **_artifacts_of(workspace, run, watcher.reused)}
-    write_json(run.path / "artifacts.json", artifacts)
-    timing = {"seconds": watcher.seconds(), "seconds_total": round(time.time() - started, 2)}
-    with workspace.environment(run, threads=settings.execution.threads_per_step):
-        _write_report(settings, run, artifacts, failure, timing)
+    threads = settings.execution.threads_per_step
+    with _signals_to_the_step(run, in_containers=settings.execution.runner == "docker") as signals:
+        with workspace.environment(run, threads=threads), watcher:
+            failed = _execute(settings, workspace, run, pipeline, arguments)
+        steps_were_interrupted = bool(signals)
+        failure = (watcher.failure or _failure_from_log(run.log, watcher.names)) if failed else None
+        if failure and signals:
+            failure = Failure(failure.stage, f"interrupted by {signal.Signals(signals[0]).name}; run again to go on.")
+        artifacts = {**(given or {}), **_artifacts_of(workspace, run, watcher.reused)}
+        write_json(run.path / "artifacts.json", artifacts)
+        timing = {"seconds": watcher.seconds(), "seconds_total": round(time.time() - started, 2)}
+        with workspace.environment(run, threads=threads):
+            _write_report(settings, run, artifacts, failure, timing)
+    if signals and not steps_were_interrupted:
+        console.print(f"Interrupted when every step had ended; the report is written all the same: {run.report}")
+        raise SystemExit(128 + signals[0])
     if signals:
         console.print(f"Interrupted. Run the same command again to go on from the last checkpoint. Log: {run.log}")
         raise SystemExit(128 + signals[0])
