@@ -37,6 +37,18 @@ def test_a_run_has_the_service_account_of_its_kind(server: KFPServer, kfp: KFP, 
     assert "platform_spec" in version.pipeline_spec, "resources and secrets travel with the pipeline"
 
 
+def test_who_starts_a_training_run_asked_for_its_release_unless_the_settings_name_somebody(
+    server: KFPServer, kfp: KFP
+) -> None:
+    def told(settings: RunSettings, pipeline: str) -> Any:
+        run = server.runs[runs.submit(kfp, settings, pipeline, requested_by="mia").run_id]
+        return run.runtime_config.parameters or {}
+
+    assert told(_settings(), "rlhf") == {"requested_by": "mia"}
+    assert told(_settings().asked_by("max"), "rlhf") == {}, "it stands in the pipeline"
+    assert told(_settings(), "soak") == {}, "nobody asks for what is live already"
+
+
 def test_the_same_content_is_uploaded_once(server: KFPServer, kfp: KFP) -> None:
     first, second = _submit(kfp), _submit(kfp)
     assert first.run_id != second.run_id
