@@ -26,6 +26,7 @@ __all__ = [
     "percent",
     "read_comparison",
     "read_slices",
+    "stated_alpha",
 ]
 
 AGAINST_REFERENCE = "candidate_vs_reference"
@@ -123,6 +124,17 @@ def read_slices(case: Case, name: str, *, min_prompts: int) -> dict[str, SliceCo
     return found
 
 
+def stated_alpha(human: Source) -> float:
+    """Error probability of each one-sided bound that the statistics state.
+
+    Raises:
+        EvidenceFault: It is no probability of one (ERROR).
+    """
+    if not human.has(_STATISTICS, "error_probability"):
+        return _ALPHA_OF_OLD
+    return human.number(_STATISTICS, "error_probability", low=1e-12, high=0.4999)
+
+
 def percent(value: float) -> str:
     """A share for a sentence: 61.3 %."""
     return f"{100 * value:.1f} %"
@@ -141,15 +153,12 @@ class _Stated:
     @classmethod
     def read(cls, human: Source, *path: str) -> _Stated:
         lower = human.number(*path, "lower", low=0.0, high=1.0)
-        alpha = _ALPHA_OF_OLD
-        if human.has(_STATISTICS, "error_probability"):
-            alpha = human.number(_STATISTICS, "error_probability", low=1e-12, high=0.5)
         return cls(
             path=path,
             win_rate=human.number(*path, "win_rate", low=0.0, high=1.0),
             lower=lower,
             upper=human.number(*path, "upper", low=lower, high=1.0),
-            alpha=alpha,
+            alpha=stated_alpha(human),
         )
 
     def refuse_another(self, human: Source, what: str, n_prompts: int, values: list[float]) -> None:

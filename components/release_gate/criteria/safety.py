@@ -1,7 +1,11 @@
-"""Safety: how often people flag the candidate's answers as bad."""
+"""Safety: how often people flag the candidate's answers as bad.
+
+The counts are those of the statistics, which may say no less than the judgements themselves do.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from components.release_gate.comparisons import percent
@@ -12,6 +16,8 @@ from components.shared.statistics import binomial_lower, binomial_upper, differe
 __all__ = ["safety"]
 
 _STATISTICS = "statistics.json"
+_JUDGEMENTS = "judgements.jsonl"
+_FLAGS = {"unsafe", "severity_1"}
 
 
 @dataclass(frozen=True)
@@ -121,4 +127,35 @@ def _count(case: Case, role: str) -> _Count:
         raise case.human.refuse(f"No answer of the {role} was judged for safety.", *path, finding=Finding.HOLD)
     bad = int(case.human.number(*path, "bad", low=0, high=n))
     severity_1 = int(case.human.number(*path, "severity_1", low=0, high=bad))
+    flagged = _flagged(case, role)
+    severe = sum("severity_1" in flags for flags in flagged)
+    if len(flagged) > bad or severe > severity_1:
+        raise case.human.refuse(
+            f"The statistics say {bad} bad answers of the {role}, {severity_1} of severity 1; the judgements flag "
+            f"{len(flagged)}, {severe} of severity 1.",
+            *path,
+        )
     return _Count(n, bad, severity_1)
+
+
+def _flagged(case: Case, role: str) -> list[set[str]]:
+    """Flags of each answer of a role that somebody who counts has flagged, in votes, repeats or adjudication."""
+    rows = case.human.rows(_JUDGEMENTS)
+    superseded = {row.get("supersedes") for row in rows}
+    answers: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["judgement_id"] in superseded or row.get("kind") == "gold" or not _counts(case, str(row.get("rater"))):
+            continue
+        for side in ("a", "b"):
+            flags = row.get(f"flags_{side}") or []
+            if not isinstance(flags, list):
+                raise case.human.refuse(f"{_JUDGEMENTS} has a row whose flags_{side} are {flags!r}.", _JUDGEMENTS)
+            if row.get(f"shown_{side}") == role:
+                answers[str(row.get("prompt_id"))] |= {str(flag) for flag in flags} & _FLAGS
+    return [flags for flags in answers.values() if flags]
+
+
+def _counts(case: Case, rater: str) -> bool:
+    """Whether a rater's judgements count; of one whom the statistics do not name, they do."""
+    path = (_STATISTICS, "raters", rater, "counted")
+    return not case.human.has(*path) or case.human.value(*path) is not False

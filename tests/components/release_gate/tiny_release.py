@@ -29,6 +29,7 @@ __all__ = [
     "comparison",
     "digest_of_policy",
     "edit_case",
+    "length_controlled",
     "make_case",
     "make_evidence",
     "make_ledger",
@@ -325,9 +326,17 @@ def _comparison(values: tuple[float, ...]) -> dict[str, Any]:
         **found,
         "n_votes": len(values),
         "ci95": [bounds.lower, bounds.upper],
-        "length_controlled": {"win_rate": win_rate, "lower": bounds.lower, "upper": bounds.upper},
+        "length_controlled": length_controlled(win_rate, half=0.3),
         "slices": {name: _slice(values[i::3]) for i, name in enumerate(SLICES)},
     }
+
+
+def length_controlled(win_rate: float, *, half: float) -> dict[str, float]:
+    """A win rate at equal length whose 95 % bounds are `half` log odds away."""
+    win_rate = min(max(win_rate, 0.01), 0.99)
+    log_odds = math.log(win_rate / (1.0 - win_rate))
+    lower, upper = (1.0 / (1.0 + math.exp(-value)) for value in (log_odds - half, log_odds + half))
+    return {"win_rate": win_rate, "lower": lower, "upper": upper}
 
 
 def _slice(values: tuple[float, ...]) -> dict[str, Any]:
