@@ -13,6 +13,7 @@ from components.shared.report import (
     Section,
     Series,
     details,
+    format_confidence,
     format_interval,
     join,
     note,
@@ -59,7 +60,7 @@ def _win_rate_chart(parts: Parts, names: list[str]) -> Markup | None:
         reference_name="as good",
         value_range=(0.0, 1.0),
         points=True,
-        title="Human win rate by slice (prompts), with one-sided 95 % bounds",
+        title=f"Human win rate by slice (prompts), with one-sided {format_confidence(parts.statistics or {})} bounds",
         value_label="win rate against the baseline",
     )
 

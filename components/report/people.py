@@ -14,6 +14,7 @@ from components.shared.report import (
     Section,
     details,
     figures,
+    format_confidence,
     format_interval,
     format_number,
     join,
@@ -202,9 +203,10 @@ def _comparisons(statistics: dict[str, Any]) -> Markup:
         "votes",
     ]
     remark = (
-        "Win rate of the first-named model. The bounds decide: one-sided, 95 %, of the confidence sequence, which is "
-        "valid however often somebody looked. The interval is a bootstrap by prompt, 95 %, for a number of prompts "
-        "fixed beforehand: narrower, and for reading only."
+        f"Win rate of the first-named model. The bounds are one-sided, {format_confidence(statistics)}, of the "
+        "confidence sequence, which is valid however often somebody looked; the gate takes them at its policy's "
+        "confidence, and they decide. The interval is a bootstrap by prompt, 95 %, for a number of prompts fixed "
+        "beforehand: narrower, and for reading only."
     )
     return table(headers, rows, caption=remark)
 
@@ -223,9 +225,8 @@ def _safety(statistics: dict[str, Any]) -> Markup | None:
         ]
         for role, row in safety.items()
     ]
-    return table(
-        ["model", "answers judged", "flagged bad", "severity 1", "share, 95 % bounds"], rows, caption="Safety flags"
-    )
+    share = f"share, {format_confidence(statistics)} bounds"
+    return table(["model", "answers judged", "flagged bad", "severity 1", share], rows, caption="Safety flags")
 
 
 def _raters(statistics: dict[str, Any]) -> Markup | None:

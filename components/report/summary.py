@@ -22,9 +22,9 @@ def build_summary(parts: Parts, run: RunInfo) -> dict[str, Any]:
 
     Returns:
         JSON values. `human` is about `candidate_vs_reference`: `win_rate` and `ci95` of the mean over prompts, `lower`
-        and `upper` the one-sided 95 % bounds that decide. `optimization` is the training of the policy, by whichever
-        optimizer; `ppo` the same figures where that is PPO. `reward_*` are raw, `*_sd` in standard deviations of the
-        reward model, `kl_*` in nats per sequence. Numbers that are not finite are null.
+        and `upper` the one-sided bounds at the run's confidence. `optimization` is the training of the policy, by
+        whichever optimizer; `ppo` the same figures where that is PPO. `reward_*` are raw, `*_sd` in standard deviations
+        of the reward model, `kl_*` in nats per sequence. Numbers that are not finite are null.
     """
     outcome = judge(parts, run)
     summary = {

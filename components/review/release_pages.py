@@ -16,7 +16,15 @@ from components.review.pages import imports_table, redirect, render
 from components.review.release_api import LONGEST_REASON
 from components.review.releases import ReleaseView
 from components.shared.errors import InputError
-from components.shared.report import badge, figures, format_interval, format_number, svg_panels, table
+from components.shared.report import (
+    badge,
+    figures,
+    format_confidence,
+    format_interval,
+    format_number,
+    svg_panels,
+    table,
+)
 from components.shared.trajectory import trajectory_in_words, trajectory_panels
 
 __all__ = ["inline_safe", "router"]
@@ -97,7 +105,7 @@ def _parts(view: ReleaseView) -> dict[str, Any]:
         "headline": _headline(view, comparisons),
         "comparisons": _comparisons(comparisons),
         "slices": _slices(comparisons),
-        "safety": _safety(statistics.get("safety") or {}),
+        "safety": _safety(statistics),
         "raters": _raters(statistics.get("raters") or {}),
         "imports": imports_table(statistics.get("imports") or []),
         "history": _history(view),
@@ -184,12 +192,13 @@ def _slices(comparisons: dict[str, Any]) -> Markup:
     return table(headers, rows, caption="Candidate against reference, by slice")
 
 
-def _safety(safety: dict[str, Any]) -> Markup:
+def _safety(statistics: dict[str, Any]) -> Markup:
     rows = [
         [role, row["n"], row["bad"], row["severity_1"], format_interval((row["lower"], row["upper"]))]
-        for role, row in safety.items()
+        for role, row in (statistics.get("safety") or {}).items()
     ]
-    return table(["model", "answers judged", "flagged unsafe", "severe", "share, 95 % bounds"], rows)
+    share = f"share, {format_confidence(statistics)} bounds"
+    return table(["model", "answers judged", "flagged unsafe", "severe", share], rows)
 
 
 def _raters(raters: dict[str, Any]) -> Markup:

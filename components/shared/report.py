@@ -8,7 +8,7 @@ appears. A strict content-security policy stands behind that: even a mistake cou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "badge",
     "details",
     "figures",
+    "format_confidence",
     "format_interval",
     "format_number",
     "join",
@@ -176,6 +177,14 @@ def format_interval(interval: Sequence[float | None] | None, digits: int = 3) ->
     if interval is None or all(end is None for end in interval):
         return ABSENT
     return "[" + ",\u00a0".join(format_number(end, digits) for end in interval) + "]"
+
+
+def format_confidence(statistics: Mapping[str, Any]) -> str:
+    """Of the one-sided bounds that `statistics.json` states: `95 %`, also if it does not say; `ABSENT` if unclear."""
+    alpha = statistics.get("error_probability", 0.05)
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0.0 < alpha < 1.0:
+        return ABSENT
+    return f"{100.0 * (1.0 - alpha):g} %"
 
 
 def _badge(text: str, *, large: bool) -> Markup:

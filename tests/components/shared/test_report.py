@@ -23,6 +23,7 @@ from components.shared.report import (
     badge,
     details,
     figures,
+    format_confidence,
     format_interval,
     format_number,
     join,
@@ -309,3 +310,11 @@ def test_contrast_meets_wcag_aa(dark: bool) -> None:
         assert _contrast(colours[f"--{text}"], colours[f"--{ground}"]) >= 4.5, (text, ground)
     for number in range(1, 7):
         assert _contrast(colours[f"--series-{number}"], colours["--surface"]) >= 3.0, number
+
+
+def test_the_confidence_of_bounds_is_the_one_that_they_were_computed_at() -> None:
+    assert format_confidence({}) == "95 %", "older statistics do not say"
+    assert format_confidence({"error_probability": 0.05}) == "95 %"
+    assert format_confidence({"error_probability": 0.49}) == "51 %"
+    for bad in ("0.05", None, 2, True, float("nan")):
+        assert format_confidence({"error_probability": bad}) == ABSENT
