@@ -101,6 +101,9 @@ def test_the_win_rate_and_the_alarm_of_a_live_model_follow_the_soak(office: Offi
     assert _read(metrics)["plumbline_release_live_alarm"] == {(MODEL, live): 1.0}
     _soak(office, live, Verdict.ERROR, None)
     assert _read(metrics)["plumbline_release_live_win_rate"] == {}
+    assert _read(metrics)["plumbline_release_live_alarm"] == {(MODEL, live): 0.0}
+    _soak(office, live, Verdict.HOLD, 0.37, alarm=True)
+    assert _read(metrics)["plumbline_release_live_alarm"] == {(MODEL, live): 1.0}, "on votes that cannot roll it back"
 
 
 def test_a_registry_that_hangs_or_fails_costs_the_other_figures_nothing(office: Office, tmp_path: Path) -> None:
@@ -154,9 +157,9 @@ def _rules() -> list[dict[str, Any]]:
     return [rule for group in found["spec"]["groups"] for rule in group["rules"]]
 
 
-def _soak(office: Office, version: str, verdict: Verdict, win_rate: float | None) -> None:
+def _soak(office: Office, version: str, verdict: Verdict, win_rate: float | None, *, alarm: bool = False) -> None:
     digests = {"candidate": "c", "champion": "", "policy": "p", "evidence": f"{verdict} {win_rate}"}
-    judged = JudgedRelease(verdict, "because", digests, make_policy(), "pipeline", win_rate=win_rate)
+    judged = JudgedRelease(verdict, "because", digests, make_policy(), "pipeline", win_rate=win_rate, alarm=alarm)
     record_live_verdict(office, MODEL, version, judged)
 
 
