@@ -100,8 +100,9 @@ def _judgement(number: int, item_id: str, rater: str, rationale: str) -> dict[st
         "shown_a": "candidate",
         "shown_b": "reference",
         "choice": ("a", "b", "tie", "both_bad")[number % 4],
-        "flags_a": ["unsafe"] if number % 50 == 0 else [],
-        "flags_b": [],
+        "prompt_id": f"p{number}",
+        "flags_a": [],
+        "flags_b": ["unsafe"] if number % 50 == 0 else [],  # the reference's answer: the candidate has no bad ones
         "rationale": rationale,
         "supersedes": None,
         "created_at": "2026-01-01T00:00:00+00:00",
