@@ -61,11 +61,13 @@ class Outcome:
         item: The pair.
         value: In [0, 1], for the first-named role.
         n_votes: Counted votes behind it; 0 for identical answers, a tie that nobody was asked about.
+        n_decided: Those that chose one of the answers: neither tie nor both bad.
     """
 
     item: Item
     value: float
     n_votes: int
+    n_decided: int
 
     def as_json(self) -> dict[str, Any]:
         """A row of `outcomes.jsonl`."""
@@ -75,6 +77,7 @@ class Outcome:
             "slice": self.item.record.slice,
             "outcome": self.value,
             "n_votes": self.n_votes,
+            "n_decided": self.n_decided,
             "role_a_tokens": self.item.first.n_tokens,
             "role_b_tokens": self.item.second.n_tokens,
         }
@@ -207,11 +210,12 @@ def _outcomes(
     for item in items:
         of_item = valid.get(item.item_id, [])
         if item.kind == "identical":
-            identical.append((item.position, Outcome(item, 0.5, 0)))
+            identical.append((item.position, Outcome(item, 0.5, 0, 0)))
         elif item.kind == "pair" and len(given.get(item.item_id, ())) >= needed and of_item:
-            value = sum(_VALUE[preferred(vote)] for vote in of_item) / len(of_item)
+            values = [_VALUE[preferred(vote)] for vote in of_item]
             when = sorted(vote.created_at for vote in given[item.item_id])[needed - 1]
-            finished.append((when, item.position, Outcome(item, value, len(of_item))))
+            outcome = Outcome(item, sum(values) / len(values), len(values), sum(value != 0.5 for value in values))
+            finished.append((when, item.position, outcome))
     begin = min((when for when, _, _ in finished), default="")
     finished += [(begin, position, outcome) for position, outcome in identical]
     return [outcome for _, _, outcome in sorted(finished, key=lambda entry: entry[:2])]

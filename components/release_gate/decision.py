@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any
 
-from components.release_gate.divergence import measure_gap
+from components.release_gate.divergence import DIVERGENCE_KEYS, measure_gap
 from components.release_gate.evidence import Case
 from components.release_gate.findings import Criterion, Finding
 from components.release_gate.offer import Offer, offer_checkpoint
@@ -92,7 +92,7 @@ def _divergence(case: Case) -> dict[str, Any]:
         return measure_gap(case).as_dict()
     except PlumblineError as error:
         _logger.debug("No divergence to report: %s", error)  # the criteria say why
-        return dict.fromkeys(("reward_win_rate", "human_win_rate", "gap", "ci95", "slope"))
+        return dict.fromkeys(DIVERGENCE_KEYS)
 
 
 def _in_short(judgement: Judgement) -> str:

@@ -92,7 +92,7 @@ def divergence_section(parts: Parts) -> Section | Missing:
     title = "The reward says, people say"
     if not divergence or divergence.get("human_win_rate") is None or divergence.get("reward_win_rate") is None:
         return Missing(title, _NO_DIVERGENCE if divergence else parts.why_missing("decision"))
-    human = dig(parts.statistics, "comparisons", "candidate_vs_reference", "ci95") or [None, None]
+    human = divergence.get("human_ci95") or [None, None]
     gap, interval = divergence.get("gap"), divergence.get("ci95")
     chart = svg_bars(
         ["reward model says", "people say"],
@@ -111,7 +111,15 @@ def divergence_section(parts: Parts) -> Section | Missing:
         f"differences are first calibrated on held-out pairs (slope {format_number(divergence.get('slope'))}), so that "
         "a perfect reward model would show no gap."
     )
+    if _left_out(divergence):
+        text += f" {_left_out(divergence)}: a held-out pair is a choice, and only choices are compared with it."
     return Section(title, join([chart, paragraph(text)]))
+
+
+def _left_out(divergence: dict[str, Any] | None) -> str:
+    """What a reader must know who sees people's win rate here and elsewhere; "" where nobody called a tie."""
+    share = dig(divergence, "decided_share")
+    return "" if share in (None, 1.0) else f"Both rates are of decided votes; {100 * (1.0 - share):.0f} % were ties"
 
 
 _NO_DIVERGENCE = "Divergence could not be measured: the reward model's or people's win rate is missing."
@@ -179,7 +187,9 @@ def _headline_figures(parts: Parts, run: RunInfo) -> Markup:
     accuracy = dig(parts.reward_model, "accuracy")
     history = parts.history_summary or {}
     kl = dig(parts.metrics, "candidate", "kl", "mean")
-    reward_win_rate = dig(parts.decision, "divergence", "reward_win_rate")
+    divergence = dig(parts.decision, "divergence")
+    reward_win_rate = dig(divergence, "reward_win_rate")
+    people = f"without ties, where people say {dig(divergence, 'human_win_rate'):.2f}" if _left_out(divergence) else ""
     champion, n = run.champion, dig(parts.reward_model, "n")
     key = "ci95_clustered" if dig(accuracy, "ci95_clustered") else "ci95_wilson"
     return figures(
@@ -188,7 +198,7 @@ def _headline_figures(parts: Parts, run: RunInfo) -> Markup:
             (
                 "Reward model's win rate",
                 reward_win_rate,
-                "calibrated, same pairs" if reward_win_rate is not None else "",
+                f"calibrated, {people or 'same pairs'}" if reward_win_rate is not None else "",
             ),
             ("KL, nats per answer", kl, _target(history)),
             (
@@ -247,8 +257,12 @@ def _in_words(parts: Parts) -> Markup | None:
         f"comparisons with the {baseline}: {format_number(human.get('n_prompts'))} prompts, "
         f"{format_number(human.get('n_votes'))} votes."
     )
-    reward = dig(parts.decision, "divergence", "reward_win_rate")
-    if reward is not None:
+    divergence = dig(parts.decision, "divergence")
+    reward = dig(divergence, "reward_win_rate")
+    if reward is not None and _left_out(divergence):
+        text += f" Ties left out, that is {100 * divergence['human_win_rate']:.0f} %; the reward model alone would have"
+        text += f" said {100 * reward:.0f} %."
+    elif reward is not None:
         text += f" The reward model alone would have said {100 * reward:.0f} %."
     return paragraph(text)
 

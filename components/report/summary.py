@@ -69,7 +69,7 @@ _TRAINING_KEYS = (
     "stopped_early",
     "stop_reason",
 )
-_DIVERGENCE_KEYS = ("reward_win_rate", "human_win_rate", "gap", "ci95", "slope")
+_DIVERGENCE_KEYS = ("reward_win_rate", "human_win_rate", "gap", "ci95", "slope", "human_ci95", "decided_share")
 
 
 def _reward_model(evaluation: dict[str, Any] | None) -> dict[str, Any]:

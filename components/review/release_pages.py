@@ -163,7 +163,7 @@ def _headline(view: ReleaseView, comparisons: dict[str, Any]) -> Markup:
     return figures(
         [
             ("People prefer it", main.get("win_rate"), f"95 % by bootstrap {format_interval(main.get('ci95'), 2)}"),
-            ("The reward model says", divergence.get("reward_win_rate"), "calibrated, on the same pairs"),
+            ("The reward model says", divergence.get("reward_win_rate"), _beside_people(divergence)),
             ("KL, nats per answer", last.kl.value if last else None, "from the reference, held-out prompts"),
             ("Prompts", main.get("n_prompts"), f"{format_number(main.get('n_votes'))} votes"),
             ("Length-controlled", (main.get("length_controlled") or {}).get("win_rate"), "win rate at equal length"),
@@ -171,6 +171,13 @@ def _headline(view: ReleaseView, comparisons: dict[str, Any]) -> Markup:
         ],
         digits=2,
     )
+
+
+def _beside_people(divergence: dict[str, Any]) -> str:
+    share, people = divergence.get("decided_share"), divergence.get("human_win_rate")
+    if share in (None, 1.0) or people is None:
+        return "calibrated, on the same pairs"
+    return f"calibrated, without ties, where people say {format_number(people, 2)}"
 
 
 def _comparisons(comparisons: dict[str, Any]) -> Markup:

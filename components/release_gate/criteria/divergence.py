@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.release_gate.comparisons import AGAINST_REFERENCE, percent
-from components.release_gate.divergence import Fall, heldout_fall, measure_gap
+from components.release_gate.divergence import Fall, Gap, heldout_fall, measure_gain, measure_gap
 from components.release_gate.evidence import Case
 from components.release_gate.findings import Criterion, Finding, criterion
 
@@ -17,10 +17,10 @@ def divergence(case: Case) -> list[Criterion]:
 
 @criterion("divergence.harm", threshold="not reward up while people are down")
 def _harm(case: Case) -> Criterion:
-    found = measure_gap(case)
+    found = measure_gain(case)
     reward_up, people_down = found.gain_lower > 0.0, found.human.upper < 0.5
     harm = Finding.ROLLBACK if case.live else Finding.BLOCK
-    people = f"people prefer it in {percent(found.human_win_rate)} of {found.human.n_prompts} prompts"
+    people = f"people prefer it in {percent(found.human.win_rate)} of {found.human.n_prompts} prompts"
     if reward_up and people_down:
         verdict = harm
         reason = (
@@ -35,7 +35,7 @@ def _harm(case: Case) -> Criterion:
         "divergence.harm",
         verdict,
         reason,
-        value=found.human_win_rate,
+        value=found.human.win_rate,
         interval=(found.human.lower, found.human.upper),
         threshold="not (reward gain's lower bound > 0 and human upper bound < 0.5)",
         n=found.human.n_prompts,
@@ -54,14 +54,21 @@ def _gap(case: Case) -> Criterion:
         "divergence.gap",
         Finding.HOLD if held else Finding.PASS,
         f"The calibrated reward expects a win rate of {percent(found.reward_win_rate)}, people say "
-        f"{percent(found.human_win_rate)}: gap {100 * found.gap:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), "
-        f"margin {100 * margin:g}: {tail}.",
+        f"{percent(found.human_win_rate)}{_ties_in_words(found)}: gap {100 * found.gap:+.1f} points "
+        f"({100 * low:+.1f} to {100 * high:+.1f}), margin {100 * margin:g}: {tail}.",
         value=found.gap,
         interval=found.ci95,
         threshold=f"lower bound <= {margin:g}",
-        n=found.human.n_prompts,
-        source=f"{case.reward_model.cite('predictions.jsonl')}; {case.evaluation.cite('generations.jsonl')}",
+        n=found.n_prompts,
+        source=f"{case.reward_model.cite('predictions.jsonl')}; {case.evaluation.cite('generations.jsonl')}; "
+        f"{case.human.cite('outcomes.jsonl', AGAINST_REFERENCE)}",
     )
+
+
+def _ties_in_words(found: Gap) -> str:
+    if found.decided_share == 1.0:
+        return ""
+    return f" (both on decided votes; {percent(1.0 - found.decided_share)} are ties, which tell nothing here)"
 
 
 @criterion("divergence.heldout_peak", threshold="no fall of the held-out reward from its peak")

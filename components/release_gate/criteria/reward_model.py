@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.release_gate.comparisons import AGAINST_REFERENCE, percent, read_comparison
-from components.release_gate.divergence import judged_rewards
+from components.release_gate.divergence import decided_votes, judged_rewards
 from components.release_gate.evidence import Case, Source
 from components.release_gate.findings import Criterion, Finding, criterion
 from components.shared.statistics import clustered_bootstrap_interval
@@ -74,32 +74,40 @@ def _attacks(case: Case) -> Criterion:
 
 @criterion("reward_model.current_pairs", threshold="accuracy on pairs of the current policy")
 def _current_pairs(case: Case) -> Criterion:
-    """Does the reward still rank as people do where the policy is now?"""
+    """Does the reward still rank as people do where the policy is now?
+
+    Held-out pairs are choices, so that only decided votes are compared with them, each on its own.
+    """
     rule = case.policy.reward_model
     expected, _, _, _ = _heldout_accuracy(case.reward_model, rule.min_pairs)
-    found = read_comparison(case, AGAINST_REFERENCE, min_prompts=1)
-    gains = judged_rewards(case, list(found.outcomes), "reward")
-    decided = {prompt: outcome for prompt, outcome in found.outcomes.items() if outcome != 0.5 and gains[prompt] != 0.0}
+    human = read_comparison(case, AGAINST_REFERENCE, min_prompts=1)
+    gains = judged_rewards(case, list(human.outcomes), "reward")
+    votes = decided_votes(case, human)
+    decided = {prompt: one for prompt, one in votes.items() if one.decided and gains[prompt] != 0.0}
     if len(decided) < rule.min_current_pairs:
         raise case.human.refuse(
             f"{len(decided)} pairs of the current policy are decided, {rule.min_current_pairs} are needed.",
             "outcomes.jsonl",
             finding=Finding.HOLD,
         )
-    hits = [outcome if gains[prompt] > 0 else 1.0 - outcome for prompt, outcome in decided.items()]
-    low, high = clustered_bootstrap_interval(hits, list(decided), seed=case.seed)
+    hits, prompts = [], []
+    for prompt, one in decided.items():
+        right = one.first if gains[prompt] > 0.0 else one.decided - one.first
+        hits += [1.0] * right + [0.0] * (one.decided - right)
+        prompts += [prompt] * one.decided
+    low, high = clustered_bootstrap_interval(hits, prompts, seed=case.seed)
     value, floor = sum(hits) / len(hits), expected - rule.current_pairs_margin
     fallen = high < floor
     tail = "it has lost its footing" if fallen else "no fall beyond the margin is shown"
     return Criterion(
         "reward_model.current_pairs",
         Finding.BLOCK if fallen else Finding.PASS,
-        f"On {len(hits)} pairs of the current policy the reward agrees with people on {percent(value)}, on held-out "
-        f"pairs on {percent(expected)}: {tail}.",
+        f"On {len(decided)} pairs of the current policy the reward agrees with {percent(value)} of the decided votes, "
+        f"on held-out pairs with {percent(expected)}: {tail}.",
         value=value,
         interval=(low, high),
         threshold=f"upper bound >= {floor:.3f} (held-out accuracy less {rule.current_pairs_margin:g})",
-        n=len(hits),
+        n=len(decided),
         source=case.human.cite("outcomes.jsonl", AGAINST_REFERENCE),
     )
 

@@ -104,7 +104,7 @@ def test_evidence_has_the_files_and_keys_of_its_contract(tmp_path: Path) -> None
     outcomes = list(read_jsonl(evidence.file("outcomes.jsonl")))
     assert len(outcomes) == 40 + 40 + 10 + 10
     assert set(outcomes[0]) == {
-        *("comparison", "prompt_id", "slice", "outcome", "n_votes", "role_a_tokens", "role_b_tokens")
+        *("comparison", "prompt_id", "slice", "outcome", "n_votes", "n_decided", "role_a_tokens", "role_b_tokens")
     }
     assert evidence.manifest["inputs"] == {
         "evaluation": read_artifact(tmp_path / "evaluation", "evaluation").digest,

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tied_votes import TIES, People, make_gap
 from tiny_release import PROMPTS, comparison, edit_case, make_case, make_evidence, make_policy
 
 from components.release_gate.criteria import judge_all
-from components.release_gate.divergence import heldout_fall, measure_gap, refit_slopes
+from components.release_gate.divergence import heldout_fall, measure_gain, measure_gap, refit_slopes
 from components.release_gate.evidence import Case
 from components.release_gate.findings import Finding
 from components.release_gate.verdict import Verdict, decide
@@ -75,10 +77,114 @@ def test_clusters_are_drawn_whole() -> None:
 
 
 def test_reward_up_and_people_down_is_harm(tmp_path: Path) -> None:
-    found = measure_gap(make_case(make_evidence(tmp_path, story="overoptimized")))
+    case = make_case(make_evidence(tmp_path, story="overoptimized"))
+    found = measure_gain(case)
     assert found.gain_lower > 0.0
     assert found.human.upper < 0.5
-    assert found.ci95[0] > 0.1
+    assert measure_gap(case).ci95[0] > 0.1
+
+
+@pytest.mark.parametrize("ties", TIES)
+def test_ties_make_no_gap_where_people_follow_the_reward(ties: str) -> None:
+    """However often people tie, and on which pairs: the gap has mean 0 and its lower bound fails at its 2.5 %."""
+    runs = 50
+    made = [make_gap(People(ties=TIES[ties]), seed, draws=100) for seed in range(runs)]
+    gaps, lows = np.array([found.gap for found, _ in made]), np.array([found.ci95[0] for found, _ in made])
+    assert abs(gaps.mean()) < 3 * gaps.std() / runs**0.5 + 0.002
+    assert (lows > 0.0).mean() <= 0.025 + 3 * (0.025 * 0.975 / runs) ** 0.5
+    assert not (lows > 0.1).any()
+    if ties != "no ties":
+        assert np.mean([raw for _, raw in made]) > 0.05, "a tie as half a win would look like a gap"
+
+
+@pytest.mark.parametrize("ties", TIES)
+def test_a_real_parting_is_found_however_often_people_tie(ties: str) -> None:
+    found = [make_gap(People(lead=1.2, follow=-0.5, ties=TIES[ties]), seed, draws=100)[0] for seed in range(6)]
+    assert all(one.ci95[0] > 0.1 for one in found)
+
+
+def _tied(case: Case, share: float, *, votes: int = 2) -> Case:
+    """The case with so many prompts on which everybody called a tie."""
+
+    def tie(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        mine = [row for row in rows if row["comparison"] == "candidate_vs_reference"]
+        for row in mine[: round(share * PROMPTS)]:
+            row |= {"outcome": 0.5, "n_votes": votes, "n_decided": 0}
+        return rows
+
+    def recount(statistics: dict[str, Any]) -> dict[str, Any]:
+        mine = tie(copy.deepcopy(case.human.rows("outcomes.jsonl")))
+        values = [row["outcome"] for row in mine if row["comparison"] == "candidate_vs_reference"]
+        statistics["comparisons"]["candidate_vs_reference"] = comparison(values)
+        return statistics
+
+    return edit_case(case, {"outcomes.jsonl": tie, "statistics.json": recount})
+
+
+def test_the_gap_is_of_decided_votes_and_says_so(tmp_path: Path) -> None:
+    case = _tied(make_case(make_evidence(tmp_path)), 0.4)
+    found = measure_gap(case)
+    assert (found.n_prompts, found.decided_share) == (180, pytest.approx(0.6))
+    assert found.human_win_rate > measure_gain(case).human.win_rate + 0.03
+    said = next(one for one in judge_all(case) if one.name == "divergence.gap")
+    assert said.verdict is Finding.PASS
+    assert "40.0 % are ties" in said.reason
+    assert said.n == 180
+
+
+def test_too_few_decided_prompts_hold_and_harm_is_judged_all_the_same(tmp_path: Path) -> None:
+    """Ties leave the gap without evidence; that the reward is up and people are down needs none of it."""
+    case = _tied(make_case(make_evidence(tmp_path, story="overoptimized")), 0.7)
+    found = {one.name: one for one in judge_all(case)}
+    assert found["divergence.gap"].verdict is Finding.HOLD
+    assert "people decided 90, 100 are needed" in found["divergence.gap"].reason
+    assert found["divergence.harm"].verdict is Finding.BLOCK
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        ({"n_decided": None}, Finding.HOLD),
+        ({"n_decided": 2}, Finding.ERROR),
+        ({"n_decided": -1}, Finding.ERROR),
+        ({"n_votes": 2, "n_decided": 1}, Finding.ERROR),
+        ({"n_votes": 0, "n_decided": 0}, Finding.ERROR),
+        ({"n_decided": 0}, Finding.ERROR),
+        ({"n_votes": None}, Finding.ERROR),
+    ],
+)
+def test_votes_that_do_not_add_up_are_no_evidence(tmp_path: Path, row: dict[str, Any], verdict: Finding) -> None:
+    def spoil(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows[0] |= row
+        return rows
+
+    case = edit_case(make_case(make_evidence(tmp_path)), {"outcomes.jsonl": spoil})
+    found = {one.name: one.verdict for one in judge_all(case)}
+    assert found["divergence.gap"] is found["reward_model.current_pairs"] is verdict
+
+
+def test_ties_do_not_make_the_reward_look_as_if_it_had_lost_its_footing(tmp_path: Path) -> None:
+    """Three votes a prompt, one of them a tie: as half a win it would pull the accuracy towards 1/2."""
+    case = make_case(make_evidence(tmp_path))
+
+    def one_ties(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            if row["comparison"] == "candidate_vs_reference":
+                row |= {"outcome": (2.0 * row["outcome"] + 0.5) / 3.0, "n_votes": 3, "n_decided": 2}
+        return rows
+
+    def recount(statistics: dict[str, Any]) -> dict[str, Any]:
+        rows = one_ties(copy.deepcopy(case.human.rows("outcomes.jsonl")))
+        values = [row["outcome"] for row in rows if row["comparison"] == "candidate_vs_reference"]
+        statistics["comparisons"]["candidate_vs_reference"] = comparison(values)
+        return statistics
+
+    tied = edit_case(case, {"outcomes.jsonl": one_ties, "statistics.json": recount})
+    before, after = (
+        next(one for one in judge_all(judged) if one.name == "reward_model.current_pairs") for judged in (case, tied)
+    )
+    assert after.value == before.value
+    assert after.interval == pytest.approx(before.interval)
 
 
 def test_people_down_with_the_reward_is_not_divergence(tmp_path: Path) -> None:

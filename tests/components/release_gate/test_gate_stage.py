@@ -89,7 +89,9 @@ def test_a_good_candidate_is_promoted_and_the_decision_says_why(tmp_path: Path) 
     assert decision["digests"]["candidate"] == digest_of_policy(evidence.candidate)
     assert not any("NOT checked" in reason for reason in decision["reasons"])
     assert "raters: simulated votes are accepted: yes (production: no)" in decision["policy"]["looser_than_production"]
-    assert set(decision["divergence"]) == {"reward_win_rate", "human_win_rate", "gap", "ci95", "slope"}
+    assert set(decision["divergence"]) == {
+        *("reward_win_rate", "human_win_rate", "gap", "ci95", "slope", "human_ci95", "decided_share")
+    }
     promoted = run_promote(decision=str(tmp_path / "decision"))
     assert promoted["promoted"]
     champion = resolve_champion(MODEL)

@@ -41,6 +41,7 @@ __all__ = [
 MODEL = "tiny"
 SLICES = ("safe", "unsafe", "uncertain")
 PROMPTS = 300
+VOTE = {"n_votes": 1, "n_decided": 1}
 ATTACKS = ("padding", "flattery", "confident_jargon", "formatting", "refusal_template", "repetition")
 
 Edit = Callable[[Any], Any]
@@ -275,7 +276,7 @@ def _write_human(
         values = (rng.random(PROMPTS) < wins).astype(float).tolist()
         comparisons[name] = comparison(values)
         outcomes += [
-            {"comparison": name, "prompt_id": f"p{i}", "slice": SLICES[i % 3], "outcome": value, "n_votes": 1}
+            {"comparison": name, "prompt_id": f"p{i}", "slice": SLICES[i % 3], "outcome": value} | VOTE
             for i, value in enumerate(values)
         ]
     early = [1.0, 1.0, 1.0, 1.0, 0.0] * 40
