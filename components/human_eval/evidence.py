@@ -22,7 +22,7 @@ from typing import Any
 
 from components.human_eval.batch import Batch, Item
 from components.human_eval.database import Judgement
-from components.human_eval.length_control import length_controlled_win_rate
+from components.human_eval.length_control import Vote, length_controlled_win_rate
 from components.human_eval.rater_quality import (
     agreement,
     effective_judgements,
@@ -60,14 +60,21 @@ class Outcome:
     Attributes:
         item: The pair.
         value: In [0, 1], for the first-named role.
-        n_votes: Counted votes behind it; 0 for identical answers, a tie that nobody was asked about.
-        n_decided: Those that chose one of the answers: neither tie nor both bad.
+        votes: Counted votes behind it; none for identical answers, a tie that nobody was asked about.
     """
 
     item: Item
     value: float
-    n_votes: int
-    n_decided: int
+    votes: tuple[Vote, ...] = ()
+
+    @property
+    def n_votes(self) -> int:
+        return len(self.votes)
+
+    @property
+    def n_decided(self) -> int:
+        """Votes that chose one of the answers: neither tie nor both bad."""
+        return sum(value != 0.5 for _, value in self.votes)
 
     def as_json(self) -> dict[str, Any]:
         """A row of `outcomes.jsonl`."""
@@ -210,12 +217,11 @@ def _outcomes(
     for item in items:
         of_item = valid.get(item.item_id, [])
         if item.kind == "identical":
-            identical.append((item.position, Outcome(item, 0.5, 0, 0)))
+            identical.append((item.position, Outcome(item, 0.5)))
         elif item.kind == "pair" and len(given.get(item.item_id, ())) >= needed and of_item:
-            values = [_VALUE[preferred(vote)] for vote in of_item]
+            said = tuple((vote.rater, _VALUE[preferred(vote)]) for vote in of_item)
             when = sorted(vote.created_at for vote in given[item.item_id])[needed - 1]
-            outcome = Outcome(item, sum(values) / len(values), len(values), sum(value != 0.5 for value in values))
-            finished.append((when, item.position, outcome))
+            finished.append((when, item.position, Outcome(item, sum(value for _, value in said) / len(said), said)))
     begin = min((when for when, _, _ in finished), default="")
     finished += [(begin, position, outcome) for position, outcome in identical]
     return [outcome for _, _, outcome in sorted(finished, key=lambda entry: entry[:2])]
@@ -235,6 +241,8 @@ def _comparison(outcomes: Sequence[Outcome], *, alpha: float, seed: int) -> dict
             [outcome.item.first.n_tokens for outcome in outcomes],
             [outcome.item.second.n_tokens for outcome in outcomes],
             alpha=alpha,
+            slices=[outcome.item.record.slice for outcome in outcomes],
+            votes=[outcome.votes for outcome in outcomes],
         ),
         "slices": {
             name: _slice([outcome for outcome in outcomes if outcome.item.record.slice == name], alpha=alpha)
