@@ -208,7 +208,14 @@ def _comparisons(statistics: dict[str, Any]) -> Markup:
         "confidence, and they decide. The interval is a bootstrap by prompt, 95 %, for a number of prompts fixed "
         "beforehand: narrower, and for reading only."
     )
-    return table(headers, rows, caption=remark)
+    return table(headers, rows, caption=remark + _pooled(statistics))
+
+
+def _pooled(statistics: dict[str, Any]) -> str:
+    """Which slices and raters had too few votes for a term of their own in the length-controlled win rate."""
+    terms = dig(statistics, "comparisons", "candidate_vs_reference", "length_controlled", "terms") or {}
+    found = [f"{kind} {', '.join(term['pooled'])}" for kind, term in terms.items() if term["pooled"]]
+    return f" Length control pools, for want of votes: {'; '.join(found)}." if found else ""
 
 
 def _safety(statistics: dict[str, Any]) -> Markup | None:

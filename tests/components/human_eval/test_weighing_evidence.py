@@ -33,6 +33,8 @@ def test_an_outcome_is_the_mean_of_a_prompts_votes_and_ties_are_a_half() -> None
     evidence = _weigh([make_item(0)], votes, votes_per_prompt=5)
     assert [outcome.value for outcome in evidence.outcomes] == [(1 + 1 + 0 + 0.5 + 0.5) / 5]
     assert _main(evidence)["n_votes"] == 5
+    row = evidence.outcomes[0].as_json()
+    assert (row["n_votes"], row["n_decided"]) == (5, 3), "neither tie nor both bad is a decision"
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -231,6 +233,25 @@ def test_unanimous_votes_agree_fully_and_leave_alpha_undefined() -> None:
     statistics = _weigh([make_item(0)], votes, votes_per_prompt=3).statistics
     assert statistics["alpha"] is None
     assert statistics["raw_agreement"] == 1.0
+
+
+def test_length_control_of_a_batch_has_terms_for_its_raters_and_slices() -> None:
+    """`strict` says `second` on most of what `mild` likes; `guest` has one vote, and nobody saw the identical pair."""
+    items = [make_item(number) for number in range(40)]
+    items.append(make_item(40, kind="identical"))
+    votes = [make_judgement(f"item-{n}", "mild", "second" if n % 4 == 0 else "first") for n in range(40)]
+    votes += [make_judgement(f"item-{n}", "strict", "first" if n % 4 == 1 else "second") for n in range(39)]
+    votes.append(make_judgement("item-39", "guest", "first"))
+    evidence = _weigh(items, votes, votes_per_prompt=2)
+    found = _main(evidence)["length_controlled"]
+    assert found["reason"] is None
+    assert found["terms"]["rater"]["pooled"] == ["guest"]
+    raters = found["terms"]["rater"]["effects"]
+    assert set(raters) == {"mild", "strict"}
+    assert raters["mild"] == pytest.approx(-raters["strict"])
+    assert raters["mild"] > 0.5
+    identical = next(one.as_json() for one in evidence.outcomes if one.item.kind == "identical")
+    assert (identical["n_votes"], identical["n_decided"], identical["outcome"]) == (0, 0, 0.5)
 
 
 def test_length_control_takes_away_a_win_that_length_explains() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from dataclasses import replace
@@ -165,6 +166,30 @@ def test_the_summary_has_the_numbers_of_the_artifacts(good: dict[str, str]) -> N
     assert summary["candidate"] == {"version": "1", "digest": read_artifact(good["candidate"], "policy").digest}
     assert summary["seconds"]["total"] == 214.7
     assert summary["seconds"]["ppo"] == 66.0
+
+
+def test_rates_without_ties_are_told_apart_from_the_plain_win_rate(good: dict[str, str]) -> None:
+    """The page shows people's win rate twice, with ties as half wins and without: a reader must see which is which."""
+    parts = read_parts(good)
+    divergence = {"reward_win_rate": 0.71, "human_win_rate": 0.83, "human_ci95": [0.78, 0.87], "decided_share": 0.6}
+    tied = replace(parts, decision={**(parts.decision or {}), "divergence": {**divergence, "gap": -0.12}})
+    text = " ".join(_Page(build_page(tied, _info())).text.split())
+    assert "calibrated, without ties, where people say 0.83" in text
+    assert "Ties left out, that is 83 %; the reward model alone would have said 71 %" in text
+    assert "Both rates are of decided votes; 40 % were ties" in text
+    plain = " ".join(_Page(build_page(parts, _info())).text.split())
+    assert "calibrated, same pairs" in plain
+    assert "ties" not in plain.partition("The reward says, people say")[2].partition("By slice")[0]
+
+
+def test_who_is_pooled_in_the_length_control_is_named(good: dict[str, str]) -> None:
+    parts = read_parts(good)
+    statistics = copy.deepcopy(parts.statistics or {})
+    terms = {"slice": {"effects": {}, "pooled": []}, "rater": {"effects": {}, "pooled": ["rater-7", "rater-9"]}}
+    statistics["comparisons"]["candidate_vs_reference"]["length_controlled"]["terms"] = terms
+    said = "Length control pools, for want of votes: rater rater-7, rater-9."
+    assert said in _Page(build_page(replace(parts, statistics=statistics), _info())).text
+    assert "Length control pools" not in _Page(build_page(parts, _info())).text
 
 
 def test_keys_of_the_summary_are_always_there_and_null_without_data(good: dict[str, str]) -> None:
