@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from components.shared.errors import InputError, PlumblineError
+from components.shared.trainjob import GROUP, VERSION, TrainJobSettings
 from pipelines.cluster.kube import Kube, KubeError
 from pipelines.placement import EnvironmentSource, Profile, StepResources
 from pipelines.settings import RunSettings
@@ -145,6 +146,8 @@ def _kubernetes(
     if train.priority:
         call = kube.scheduling.read_priority_class
         yield _exists(kube, f"priority class {train.priority}", call, train.priority, namespaced=False)
+    for job in _train_jobs(settings):
+        yield _runtime(kube, job)
     yield _nodes(kube, train)
     yield from _quota(kube, train)
 
@@ -210,6 +213,29 @@ def _queue(kube: Kube, name: str) -> Line:
         kube.ask(call, group, version, kube.namespace, plural, name, what=check)
     except KubeError as error:
         fix = "Install Kueue and apply k8s/, or remove `queue` from the profile: a pod of no queue would wait for ever."
+        return _absent(check, error, fix)
+    return Line(check, "pass", "there")
+
+
+def _train_jobs(settings: RunSettings | None) -> list[TrainJobSettings]:
+    """Of the run's stages that hand themselves to Kubeflow Trainer; one for each runtime."""
+    jobs = [stage.trainjob for stage in (settings.sft, settings.reward_model, settings.ppo)] if settings else []
+    return list({(job.runtime_kind, job.runtime): job for job in jobs if job}.values())
+
+
+def _runtime(kube: Kube, job: TrainJobSettings) -> Line:
+    check = f"{job.runtime_kind} {job.runtime}"
+    plural = f"{job.runtime_kind.lower()}s"
+    try:
+        if job.runtime_kind == "TrainingRuntime":
+            call = kube.custom.get_namespaced_custom_object
+            kube.ask(call, GROUP, VERSION, kube.namespace, plural, job.runtime, what=check)
+        else:
+            kube.ask(kube.custom.get_cluster_custom_object, GROUP, VERSION, plural, job.runtime, what=check)
+    except KubeError as error:
+        fix = (
+            "Install Kubeflow Trainer 2, add k8s/components/trainer to the overlay, or name another `trainjob.runtime`."
+        )
         return _absent(check, error, fix)
     return Line(check, "pass", "there")
 

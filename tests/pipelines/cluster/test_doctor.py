@@ -19,10 +19,12 @@ from kubernetes import client as k8s
 from kubernetes_server import KubernetesServer, run_kubernetes_server
 
 from components.shared.errors import InputError
+from components.shared.trainjob import TrainJobSettings
 from pipelines.cluster.connection import KFP
 from pipelines.cluster.doctor import Line, examine, quantity
 from pipelines.cluster.kube import Kube, KubeError, step_logs
 from pipelines.placement import Profile, load_profile
+from pipelines.settings import RunSettings, load_run_settings
 
 _NAMESPACE = "plumbline"
 _QUEUE = f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{_NAMESPACE}/localqueues/plumbline"
@@ -107,8 +109,9 @@ def look(
     monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(tmp_path))
     monkeypatch.setenv("PLUMBLINE_LEDGER_ANCHOR", str(tmp_path / "anchors"))
 
-    def lines(profile: Profile | None = None) -> dict[str, Line]:
-        return {line.check: line for line in examine(profile or _profile(), connect=lambda: kfp, kube=kube)}
+    def lines(profile: Profile | None = None, settings: RunSettings | None = None) -> dict[str, Line]:
+        found = examine(profile or _profile(), connect=lambda: kfp, kube=kube, settings=settings)
+        return {line.check: line for line in found}
 
     return lines
 
@@ -199,6 +202,29 @@ def test_what_is_missing_fails_its_own_line_with_what_to_do(
     assert list(failed) == [check]
     assert said in failed[check].found
     assert failed[check].fix
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        ("TrainingRuntime", f"namespaces/{_NAMESPACE}/trainingruntimes"),
+        ("ClusterTrainingRuntime", "clustertrainingruntimes"),
+    ],
+)
+def test_the_runtime_of_a_stage_on_several_nodes_is_looked_for(
+    kind: str, base: str, kubernetes: KubernetesServer, look: Callable[..., dict[str, Line]]
+) -> None:
+    settings = load_run_settings("gpu-example")
+    job = TrainJobSettings(nodes=2, runtime_kind=kind)  # pyright: ignore[reportArgumentType]
+    stages = {name: getattr(settings, name).model_copy(update={"trainjob": job}) for name in ("sft", "ppo")}
+    settings = settings.model_copy(update=stages)
+
+    missing = look(settings=settings)[f"{kind} plumbline-torch"]
+    assert (missing.result, missing.found) == ("fail", "not there")
+    assert "k8s/components/trainer" in missing.fix
+
+    kubernetes.objects[f"/apis/trainer.kubeflow.org/v1alpha1/{base}/plumbline-torch"] = {"metadata": {}}
+    assert look(settings=settings)[f"{kind} plumbline-torch"].result == "pass"
 
 
 def test_an_optional_secret_may_be_missing(kubernetes: KubernetesServer, look: Callable[..., dict[str, Line]]) -> None:
