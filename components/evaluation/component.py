@@ -57,7 +57,13 @@ def evaluation(
     from components.shared.files import write_json
 
     rewards = {"reward_model": reward_model, "heldout_reward_model": heldout_reward_model}
-    require_as_told(reference=reference, candidate=candidate, kl_reference=kl_reference, dataset=dataset, **rewards)
+    policies = {
+        "reference": reference,
+        "candidate": candidate,
+        "checkpoints": checkpoints,
+        "kl_reference": kl_reference,
+    }
+    require_as_told(**policies, dataset=dataset, **rewards)
     result = run(
         reference=reference.path if reference else "",
         candidate=candidate.path if candidate else "",

@@ -35,6 +35,7 @@ def ppo(
         reward_digest: Digest of further reward models and of rules' source, so that the cache sees a change of them.
     """
     from components.ppo.stage import run
+    from components.shared.artifacts import tell_digests
 
     summary = run(
         policy=policy.path,
@@ -49,3 +50,4 @@ def ppo(
     known = {name: value for name, value in summary.items() if value is not None}
     candidate.metadata.update(known)
     history.metadata.update(known)
+    tell_digests(checkpoints, history)

@@ -35,6 +35,7 @@ def preference_optimization(
         pairs: Validated data with `preferences/train.jsonl`, for DPO, IPO and KTO; by default `dataset`.
     """
     from components.preference_optimization.stage import run
+    from components.shared.artifacts import tell_digests
 
     summary = run(
         policy=policy.path,
@@ -50,3 +51,4 @@ def preference_optimization(
     known = {name: value for name, value in summary.items() if value is not None}
     candidate.metadata.update(known)
     history.metadata.update(known)
+    tell_digests(checkpoints, history)

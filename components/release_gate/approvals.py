@@ -231,6 +231,7 @@ def _require_another(view: LedgerView, version: str, actor: str, given: list[Ent
     """Whoever approves did not ask for the release, nor approve it before under another name."""
     mine, registered = user_of(account()).casefold(), view.last(version, Event.REGISTER)
     asking = [view.requester(version), *([registered.actor] if registered else [])]
+    asking += _verdict(view, version).data.get("also_asked", [])  # no verdict of an earlier gate tells it
     if any(_is_one_person(actor, name) for name in asking):
         raise ApprovalError(
             f"{actor} asked for this release and cannot approve it.", where=where, hint="Ask somebody else."

@@ -92,7 +92,7 @@ def release_gate(
     from components.shared.artifacts import require_as_told
 
     rewards = {"reward_model": reward_model, "heldout_reward_model": heldout_reward_model}
-    require_as_told(candidate=candidate, evaluation=evaluation, evidence=evidence, **rewards)
+    require_as_told(candidate=candidate, evaluation=evaluation, evidence=evidence, history=history, **rewards)
     result = run_gate(
         candidate=candidate.path if candidate else "",
         evaluation=evaluation.path,

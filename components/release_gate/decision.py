@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from components.release_gate.divergence import DIVERGENCE_KEYS, measure_gap
@@ -28,9 +29,9 @@ _PEOPLES_WORD = "human_preference.reference"
 
 
 def judged_release(
-    case: Case, subject: Subject, judgement: Judgement, *, actor: str, requester: str = ""
+    case: Case, subject: Subject, judgement: Judgement, *, actor: str, asking: Sequence[str] = ()
 ) -> JudgedRelease:
-    """What the ledger records of a verdict."""
+    """What the ledger records of a verdict; `asking`: who asked for it, the requester first."""
     judgements = case.human.tables.get("judgements.jsonl") or []
     return JudgedRelease(
         judgement.verdict,
@@ -39,7 +40,8 @@ def judged_release(
         case.policy,
         actor,
         digest_of([criterion.as_dict() for criterion in judgement.criteria]),
-        requester=requester,
+        requester=next(iter(asking), ""),
+        also_asked=tuple(asking[1:]),
         baseline=subject.baseline or "",
         seed=case.seed,
         raters=tuple(sorted(people_of(judgements))),

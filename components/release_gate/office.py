@@ -8,6 +8,7 @@ office.sync_aliases(model)        make the aliases what the ledger says
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 from components.release_gate.entries import Entry, LedgerView
@@ -20,7 +21,8 @@ __all__ = ["Office", "history", "open_office", "repair", "verify"]
 
 _logger = logging.getLogger(__name__)
 
-_LOOKS = 20
+_PAUSE_SECONDS = 0.05
+_LOOKS = 10
 """Times that aliases are set and looked at again before somebody else is taken to set them too."""
 
 _UNDER_WAY = frozenset(
@@ -62,7 +64,8 @@ class Office:
             PlumblineError: They are something else again each time that they were set.
         """
         changed: list[str] = []
-        for _ in range(_LOOKS):
+        for look in range(_LOOKS):
+            time.sleep(_PAUSE_SECONDS * look)  # behind a lagging replica of the registry a right write is seen late
             now = self._follow_ledger(model, interrupt=interrupt)
             if not now:
                 break

@@ -27,7 +27,7 @@ from components.release_gate.registry import Registry
 from components.release_gate.states import Event
 from components.release_gate.subject import POLICY, asked_by_nobody
 from components.release_gate.terms import term_problems
-from components.release_gate.verdict import Judgement, decide
+from components.release_gate.verdict import Judgement, Verdict, decide
 from components.shared.artifacts import MANIFEST, read_artifact
 from components.shared.errors import ArtifactError, InputError
 from components.shared.files import digest_of, read_json
@@ -194,11 +194,24 @@ def open_kept_decision(registry: Registry, entry: Entry) -> PastDecision:
 
 
 def broken_terms(past: PastDecision, entry: Entry) -> list[str]:
-    """What a verdict's ledger entry says of its approvals that its policy and its evidence do not; empty if nothing."""
-    read = past.sources["human_evidence"]
-    if past.own_policy is None or isinstance(read, str):
+    """What a verdict's ledger entry says of its approvals that its policy and its evidence do not; empty if nothing.
+
+    Who judged and who imported cannot be compared where the human evidence cannot be read, and that is said.
+    """
+    if past.own_policy is None:
         return []
-    return term_problems(entry.data, past.own_policy.release, read().tables.get("judgements.jsonl") or [])
+    read = past.sources["human_evidence"]
+    human = None if isinstance(read, str) else read()
+    rows = human.tables.get("judgements.jsonl") if human is not None and human.fault is None else None
+    if rows is not None:
+        return term_problems(entry.data, past.own_policy.release, rows)
+    if not entry.evidence_digests.get("human_evidence") and entry.data["verdict"] != Verdict.PROMOTE:  # there was none
+        return term_problems(entry.data, past.own_policy.release, [])
+    told = {name: value for name, value in entry.data.items() if name not in ("raters", "importers")}
+    unread = (
+        "Its human evidence cannot be read: who judged and who imported was not compared with what the ledger says."
+    )
+    return [*term_problems(told, past.own_policy.release, []), unread]
 
 
 def cleared_on_other_terms(registry: Registry, view: LedgerView) -> list[str]:

@@ -68,6 +68,7 @@ class JudgedRelease:
         policy: The policy that decided.
         actor: Who ran the gate.
         requester: Who asked for the release, as far as the run knows; "" takes the actor.
+        also_asked: Who else had it judged, in the requester's stead or again; none of them may approve this verdict.
         criteria: Digest of all criteria, with their numbers; so the ledger vouches for what the release page shows.
         baseline: Digest of what the model had to be compared with; "" where it is not known.
         seed: Of the bootstrap; with the baseline all that an audit needs beside the evidence.
@@ -85,6 +86,7 @@ class JudgedRelease:
     actor: str
     criteria: str = ""
     requester: str = ""
+    also_asked: tuple[str, ...] = ()
     baseline: str = ""
     seed: int = 0
     raters: tuple[str, ...] = ()
@@ -220,6 +222,7 @@ def _move(version: str, event: Event, judged: JudgedRelease, key: str = "") -> M
         "champion": judged.digests.get("champion", ""),
         "criteria": judged.criteria,
         "requester": judged.requester,
+        "also_asked": list(judged.also_asked),
         "baseline": judged.baseline,
         "seed": judged.seed,
         "run": pipeline_run(),

@@ -91,11 +91,15 @@ class _Task:
     requested_by: str
 
     def requester(self, office: Office, subject: Subject) -> str:
-        """Who asked for the release: as the ledger knows of one under way, as told, or who runs the gate; else ""."""
+        """Who asked for the release: the first of `asking`; "" if nobody is known."""
+        return next(iter(self.asking(office, subject)), "")
+
+    def asking(self, office: Office, subject: Subject) -> tuple[str, ...]:
+        """All who asked: as the ledger knows of a release under way, as told, and who runs the gate."""
         told, view = [self.requested_by.strip(), _actor()], office.ledger.view(self.model)
         if subject.version is not None and is_under_way(view.state(subject.version)):
             told.insert(0, view.requester(subject.version))
-        return next((name for name in told if not is_anonymous(name)), "")
+        return tuple(dict.fromkeys(name for name in told if not is_anonymous(name)))
 
     def open(self, office: Office, rules: GatePolicy) -> tuple[Subject, Case]:
         """The subject by the ledger, and its case by the evidence."""
@@ -208,8 +212,8 @@ def _judge(task: _Task, output: str) -> dict[str, Any]:
     with stage_run("release_gate", settings={"policy": rules.name, "mode": task.mode}, seed=task.seed) as tracked:
         subject, case = task.open(office, rules)
         judgement, awaited = _weigh(task, case, subject, office)
-        asking = "" if case.live else task.requester(office, subject)
-        judged = judged_release(case, subject, judgement, actor=_actor(), requester=asking)
+        asking = () if case.live else task.asking(office, subject)
+        judged = judged_release(case, subject, judgement, actor=_actor(), asking=asking)
         version, state = _record(task, office, subject, judged, awaited)
         stale = is_stale(office.ledger.view(task.model), version, judged)
         judgement = with_notes(judgement, _notes_of_the_ledger(task, office, version, judged, stale=stale))

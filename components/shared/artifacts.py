@@ -28,6 +28,7 @@ __all__ = [
     "content_digest",
     "read_artifact",
     "require_as_told",
+    "tell_digests",
     "write_artifact",
 ]
 
@@ -157,6 +158,16 @@ def read_artifact(path: str | Path, kind: str | tuple[str, ...]) -> Artifact:
         )
     _verify_files(path, manifest)
     return Artifact(path, manifest)
+
+
+def tell_digests(*made: Any) -> None:
+    """Puts the digest of each artifact into its metadata, for the steps that read it (`require_as_told`).
+
+    Args:
+        *made: KFP artifacts that this step has written.
+    """
+    for artifact in made:
+        artifact.metadata["digest"] = read_json(Path(artifact.path) / MANIFEST)["digest"]
 
 
 def require_as_told(**given: Any) -> None:

@@ -161,8 +161,8 @@ def test_the_priority_is_kept_to_the_accounts_that_train(overlays: dict[str, lis
     (rule,) = policy["validations"]
     namespace, *accounts = re.findall(r"'(.*?)'", rule["expression"])
     assert there["Namespace/plumbline"]["metadata"]["name"] == namespace
-    used = load_profile("prod").service_accounts.training
-    assert set(accounts) == {used, "plumbline-training-nodes"}
+    used = load_profile("prod").service_accounts  # soak evaluates the live model in the place of training
+    assert set(accounts) == {used.training, used.promotion, "plumbline-training-nodes"}
     assert all(f"ServiceAccount/{account}" in there for account in accounts)
     binding = there["ValidatingAdmissionPolicyBinding/plumbline-training-priority"]["spec"]
     assert (binding["policyName"], binding["validationActions"]) == ("plumbline-training-priority", ["Deny"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -16,7 +17,10 @@ sys.path.append(str(Path(__file__).parents[1] / "components" / "release_gate"))
 from tiny_release import MODEL, make_evidence
 
 from components.release_gate.entries import Entry, Move
+from components.release_gate.evidence import Source
+from components.release_gate.findings import EvidenceFault, Finding
 from components.release_gate.office import open_office
+from components.release_gate.rehearsal import broken_terms, open_kept_decision
 from components.release_gate.stage import run_gate
 from components.release_gate.states import Event
 from components.shared.artifacts import content_digest
@@ -170,6 +174,27 @@ def asked_for(workspace: str, tmp_path: Path) -> Entry:
     asked = open_office().ledger.view(MODEL).last(version, Event.AWAIT_APPROVAL)
     assert asked is not None
     return asked
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_that_raters_cannot_be_compared_is_told_where_the_evidence_is_gone(asked_for: Entry, honest: bool) -> None:
+    """Nobody is accused, and nobody passes: neither the entry as it was, nor one that names no raters."""
+    office = open_office()
+    past = open_kept_decision(office.registry, asked_for)
+    gone = Source("human_evidence", fault=EvidenceFault(Finding.ERROR, "it is gone", source="human_evidence"))
+    past = dataclasses.replace(past, sources={**past.sources, "human_evidence": lambda: gone})
+    entry = asked_for if honest else _with_terms(asked_for, raters=[])
+
+    (problem,) = broken_terms(past, entry)
+
+    assert problem.startswith("Its human evidence cannot be read")
+    assert len(broken_terms(past, _with_terms(asked_for, approvals_required=0))) == 2
+    without = json.dumps({name: digest for name, digest in entry.evidence_digests.items() if name != "human_evidence"})
+    assert broken_terms(past, dataclasses.replace(entry, evidence=without)) == [problem], "no PROMOTE goes without it"
+
+
+def _with_terms(entry: Entry, **terms: Any) -> Entry:
+    return dataclasses.replace(entry, details=json.dumps(entry.data | terms))
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,15 @@ def test_whoever_ran_the_gate_for_somebody_else_does_not_approve_either(
             operations.approve(MODEL, "1", actor=name, reason="mine", key=KEY, signed_in=True)
 
 
+def test_whoever_has_a_release_of_somebody_elses_judged_again_does_not_approve_it(tmp_path: Path) -> None:
+    _gate(tmp_path, make_evidence(tmp_path / "good"), policy="production", requested_by="max")
+    _gate(tmp_path, make_evidence(tmp_path / "more", seed=4), "again", policy="production", requested_by="eve")
+    for name in ("eve", "max"):
+        with pytest.raises(ApprovalError, match=f"{name} asked for this release"):
+            operations.approve(MODEL, "1", actor=name, reason="mine", key=KEY, signed_in=True)
+    assert operations.approve(MODEL, "1", actor="ann", reason="read it", key=KEY, signed_in=True)["state"]
+
+
 def test_an_overoptimised_candidate_is_blocked_and_the_champion_stays(tmp_path: Path) -> None:
     champion = _promote_first(tmp_path)
     evidence = make_evidence(tmp_path / "bad", story="overoptimized", weights="bad", champion_digest=champion)

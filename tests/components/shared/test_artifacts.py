@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.shared.artifacts import MANIFEST, read_artifact, require_as_told, write_artifact
+from components.shared.artifacts import MANIFEST, read_artifact, require_as_told, tell_digests, write_artifact
 from components.shared.errors import ArtifactError
 
 
@@ -115,7 +115,9 @@ def test_a_retried_step_replaces_its_own_artifact_but_nothing_else(tmp_path: Pat
 def test_what_was_put_in_an_artifacts_place_is_told_from_what_its_step_wrote(tmp_path: Path) -> None:
     _write(tmp_path / "a")
     told = read_artifact(tmp_path / "a", "policy").digest
-    candidate = SimpleNamespace(path=str(tmp_path / "a"), metadata={"digest": told})
+    candidate = SimpleNamespace(path=str(tmp_path / "a"), metadata={"digest": "of another artifact", "steps": 3})
+    tell_digests(candidate)
+    assert candidate.metadata == {"digest": told, "steps": 3}
     require_as_told(candidate=candidate, history=None)
     _write(tmp_path / "a", "other weights, with a manifest that fits them")
     assert read_artifact(tmp_path / "a", "policy").digest != told
