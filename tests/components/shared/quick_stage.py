@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from kubernetes import client
 
@@ -52,9 +53,9 @@ def step(address: str, arguments: dict[str, Any]) -> dict[str, Any]:
         namespace = "plumbline"
         objects, pods = client.CustomObjectsApi(api), client.CoreV1Api(api)
 
-    launch._NODE_LAUNCHER = (sys.executable, "-m")
     settings = TrainJobSettings(nodes=1, image="registry.example.com/train:1", folder=arguments["settings"]["folder"])
-    return launch.launch_on_nodes(STAGE, arguments, settings, cluster=Cluster)
+    with patch.object(launch, "_NODE_LAUNCHER", (sys.executable, "-m")):
+        return launch.launch_on_nodes(STAGE, arguments, settings, cluster=Cluster)
 
 
 def _write_on(place: Path, seconds: float) -> None:

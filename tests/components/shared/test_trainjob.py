@@ -21,7 +21,7 @@ from small_cluster import SmallCluster, small_cluster
 from components.shared import launch
 from components.shared.errors import InputError
 from components.shared.trainjob import TrainJobSettings, step_environment, train_job
-from components.shared.trainjob_run import TrainJobError, run_train_job
+from components.shared.trainjob_run import TrainJobError, TrainJobRun, run_train_job
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = ROOT / "tests" / "k8s" / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
@@ -243,6 +243,20 @@ def test_an_api_that_stays_away_is_given_up_and_the_job_is_deleted() -> None:
         with pytest.raises(TrainJobError, match="has not answered for 2 s"):
             run_train_job(_make_job("import time; time.sleep(60)"), cluster=cluster, patience=2.0)
         assert cluster.deleted == ["job"]
+
+
+def test_an_api_that_is_away_from_the_start_is_waited_for_and_nothing_is_made_or_deleted() -> None:
+    prepared: list[bool] = []
+    with small_cluster(faults=[("GET", 500)] * 100) as cluster:
+        run = TrainJobRun(_make_job(), cluster=cluster, patience=2.0)
+        began = time.monotonic()
+        with pytest.raises(TrainJobError, match="TrainJob job: the cluster's API has not answered for 2 s"):
+            run.follow(lambda: prepared.append(True) or True)
+        assert time.monotonic() - began >= 2.0
+        assert set(cluster.calls) == {"GET"}
+        assert len(cluster.calls) > 2
+        assert (cluster.created, cluster.deleted, prepared) == ([], [], [])
+    assert not run.is_gone, "nobody knows whether an earlier try's nodes still write"
 
 
 def test_rights_that_are_taken_away_end_it_at_once() -> None:
