@@ -190,10 +190,11 @@ def launch_on_nodes(
             _logger.warning("%s has ended in an earlier try; its result is taken.", name)
             return False
         _remove(place)
-        _sweep(place.parent, older_than=settings.timeout_seconds + _LEFT_SECONDS)
+        _sweep(place.parent, older_than=settings.timeout_seconds + _LEFT_SECONDS, run=run)
         _lay_out(stage, arguments, settings, place)
         return True
 
+    taken = False
     try:
         try:
             run.follow(prepare)
@@ -204,12 +205,14 @@ def launch_on_nodes(
         result = _read_outcome(_appeared(outcome))  # or the stage's own error
         for output in stage.outputs:
             shutil.copytree(place / output, arguments[output], dirs_exist_ok=True)
+        taken = True
         return result
     finally:
-        if run.is_gone:
+        if run.is_gone and (taken or not _has_result(outcome)):
             _remove(place)
         elif place.is_dir():
-            _logger.warning("%s is left: nodes may still write there. A retry of the step takes it up.", place)
+            why = "its result is not taken yet" if run.is_gone else "nodes may still write there"
+            _logger.warning("%s is left: %s. A retry of the step takes it up.", place, why)
 
 
 def _job_name(stage: Stage, arguments: Mapping[str, Any]) -> str:
@@ -274,11 +277,16 @@ def _appeared(outcome: Path) -> Path:
     return outcome
 
 
-def _sweep(places: Path, *, older_than: float) -> None:
-    """Removes folders of jobs that were cancelled faster than their nodes ended, and that nobody came back for."""
+def _sweep(places: Path, *, older_than: float, run: TrainJobRun) -> None:
+    """Removes folders that steps left behind (see `launch_on_nodes`) and that nobody came back for.
+
+    However old, the folder of a job that is there stays: it may wait in its queue for weeks.
+    """
     for begun in places.glob("plumbline-*/arguments.json"):
-        if time.time() - begun.stat().st_mtime > older_than:
-            _remove(begun.parent)
+        with suppress(FileNotFoundError):  # others sweep too
+            touched = max(file.stat().st_mtime for file in (begun, *begun.parent.glob(f"*{_OUTCOME}")))
+            if time.time() - touched > older_than and not run.may_be_there(begun.parent.name):
+                _remove(begun.parent)
 
 
 def _remove(place: Path) -> None:

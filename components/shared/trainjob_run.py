@@ -144,6 +144,11 @@ class TrainJobRun:
                 if termination.requested:
                     termination.exit()
 
+    def may_be_there(self, name: str) -> bool:
+        """Whether the cluster has a job of that name, or does not say."""
+        found, fault = self._tried(self._cluster.objects.get_namespaced_custom_object, name)
+        return found is not None or fault is not None
+
     def _takes_over(self) -> bool:
         """Whether an earlier try's job is there, and this one's from now on; one that failed is taken away."""
         objects = self._cluster.objects
@@ -157,6 +162,9 @@ class TrainJobRun:
             change = objects.patch_namespaced_custom_object
             if not self._owners or self._asked(change, self._name, mine, doing="take over") is not None:
                 return True
+        if self._has_pods():
+            _logger.warning("TrainJob %s of an earlier try is gone, its pods are not; they are waited for.", self._name)
+            self._require_deleted()
         return False
 
     def _create(self) -> None:
@@ -264,14 +272,14 @@ class TrainJobRun:
             time.sleep(0.5)
 
     def _has_pods(self) -> bool:
-        """Whether pods of the job run; who may not list them takes the word of the job's deletion for it."""
+        """Whether pods of the job may run; who may not list them takes the word of the job's deletion for it."""
         try:
             found = self._cluster.pods.list_namespaced_pod(
                 self._cluster.namespace, label_selector=f"{_JOBSET}={self._name}", _request_timeout=_ANSWER_SECONDS
             )
-        except Exception as error:  # noqa: BLE001 (a foreground deletion ends with the pods)
+        except Exception as error:  # noqa: BLE001 (refused: a foreground deletion ends with the pods)
             _logger.debug("The pods of %s: %s", self._name, error)
-            return False
+            return _may_pass(error)
         return any(pod.status.phase in ("Pending", "Running") for pod in found.items)
 
     @property

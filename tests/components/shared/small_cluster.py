@@ -223,7 +223,8 @@ def _handler(cluster: SmallCluster) -> type[BaseHTTPRequestHandler]:
                 if not self._faulty("LOG"):
                     self._answer_raw(b"".join(cluster.stamped) if "timestamps" in query else cluster.log)
             elif asked.path.endswith("/pods"):
-                self._answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self._pods()})
+                if not self._faulty("PODS"):
+                    self._answer(200, {"kind": "PodList", "apiVersion": "v1", "items": self._pods()})
             elif "watch" in query:
                 if not self._faulty("WATCH"):
                     self._watch(query)

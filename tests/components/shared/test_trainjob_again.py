@@ -130,6 +130,62 @@ def test_a_job_that_failed_meanwhile_is_made_anew_and_its_error_is_nobodys(
     assert len(cluster.created) == 2
 
 
+@pytest.mark.parametrize("faults", [[], [("PODS", 503)]], ids=["", "API away for a moment"])
+def test_nodes_that_outlive_their_collected_job_are_waited_for(
+    cluster: SmallCluster, arguments: dict[str, Any], faults: list[tuple[str, Any]]
+) -> None:
+    """Kubernetes collects an owner's job first, and its pods while they save: nobody else may train meanwhile."""
+    settings = arguments["settings"]
+    settings["writes_on"] = 1.5
+    _evict_first_try(cluster, arguments)
+    first, ended = list(cluster.nodes), []
+
+    def let_it_end() -> None:
+        ended.extend(process.poll() for process in first)
+        Path(settings["until"]).touch()
+
+    cluster.when_made = let_it_end
+    cluster.jobs.clear()
+    cluster.end()
+    cluster.faults.extend(faults)
+    assert _try_again(cluster, arguments) == {"learned": 1}
+    assert ended == [143], "a node of the first job still ran, or could not save"
+    assert len(cluster.created) == 2
+
+
+def test_a_result_that_could_not_be_copied_is_taken_by_the_next_try(
+    cluster: SmallCluster, arguments: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(arguments["settings"]["until"]).touch()
+    (tmp_path / "no-folder").touch()
+    with pytest.raises(OSError, match="no-folder"):
+        quick_stage.step(cluster.address, arguments | {"output": str(tmp_path / "no-folder" / "output")})
+    assert _try_again(cluster, arguments) == {"learned": 1}
+    assert "is left: its result is not taken yet" in caplog.text
+    assert len(cluster.created) == 1
+
+
+def test_a_result_that_a_step_which_is_ended_has_not_copied_is_taken_by_the_next_try(
+    cluster: SmallCluster, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM between the end of the training and the copy, while the job is taken off the cluster."""
+    command = [sys.executable, "-m", "quick_stage", cluster.address, json.dumps(arguments)]
+    step = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    delete = cluster.delete
+
+    def end_the_step_and_delete(name: str) -> None:
+        step.send_signal(signal.SIGTERM)
+        delete(name)
+
+    monkeypatch.setattr(cluster, "delete", end_the_step_and_delete)
+    Path(arguments["settings"]["until"]).touch()
+    _, told = step.communicate(timeout=60)
+    assert step.returncode == 143, told
+    assert (cluster.jobs, Path(arguments["output"]).exists()) == ({}, False)
+    assert _try_again(cluster, arguments) == {"learned": 1}
+    assert len(cluster.created) == 1
+
+
 def test_a_job_is_named_by_the_run_and_by_what_it_does_and_not_by_where(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,9 +241,28 @@ def test_a_folder_that_nobody_came_back_for_is_removed_in_the_end(
 ) -> None:
     Path(arguments["settings"]["until"]).touch()
     places = Path(arguments["settings"]["folder"], "trainjobs")
-    for name, days in (("plumbline-sft-old", 30), ("plumbline-sft-new", 3)):
+
+    def make_place(name: str, **days: int) -> None:
         (places / name).mkdir(parents=True)
-        (places / name / "arguments.json").write_text("{}")
-        os.utime(places / name / "arguments.json", (time.time() - days * 86_400,) * 2)
+        for file, age in days.items():
+            told = places / name / f"{file}.json"
+            told.write_text("{}")
+            begun = time.time() - age * 86_400
+            os.utime(told, (begun, begun))
+
+    make_place("plumbline-sft-old", arguments=30)
+    make_place("plumbline-sft-old-result", **{"arguments": 40, "arguments.outcome": 30})
+    make_place("plumbline-sft-new", arguments=3)
+    make_place("plumbline-sft-new-result", **{"arguments": 30, "arguments.outcome": 3})
+    make_place("plumbline-sft-queued", arguments=30)
+    cluster.jobs["plumbline-sft-queued"] = {"metadata": {"name": "plumbline-sft-queued"}}
     quick_stage.step(cluster.address, arguments)
-    assert [place.name for place in places.iterdir()] == ["plumbline-sft-new"]
+    left = sorted(place.name for place in places.iterdir())
+    assert left == ["plumbline-sft-new", "plumbline-sft-new-result", "plumbline-sft-queued"]
+
+
+def test_a_job_may_be_there_unless_the_api_says_that_it_is_not(cluster: SmallCluster) -> None:
+    settings = TrainJobSettings(nodes=1, image="registry.example.com/train:1")
+    run = TrainJobRun(train_job("job", settings, ["true"], environment={}), cluster=cluster)
+    cluster.faults.extend([("GET", 503), ("GET", 403)])
+    assert [run.may_be_there("other") for _ in range(3)] == [True, True, False]
