@@ -194,6 +194,8 @@ def _signals_to_the_step(run: RunFolder, *, in_containers: bool) -> Iterator[lis
     import psutil
 
     received: list[int] = []
+    here = psutil.Process()
+    others = here.children()  # what this process had started before is not the run's: another's server, say
 
     def pass_on(number: int, _frame: Any) -> None:
         received.append(number)
@@ -202,9 +204,11 @@ def _signals_to_the_step(run: RunFolder, *, in_containers: bool) -> Iterator[lis
         ask_to_stop(run.progress)
         if in_containers:
             terminate_steps(run.run_id)
-        for child in psutil.Process().children(recursive=True):
+        for child in here.children():
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.send_signal(signal.SIGTERM)
+                for process in [] if child in others else [*child.children(recursive=True), child]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(signal.SIGTERM)
 
     try:
         before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
